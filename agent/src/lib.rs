@@ -1,1 +1,5 @@
-//! Skeleton: the guest agent.
+//! Everything inside the guest: PID 1, the pod's namespaces, its containers and its state machine.
+//!
+//! Trusts nothing about the host but the protocol (`vmpod-agent-protocol`).
+
+pub mod pod;

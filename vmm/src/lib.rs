@@ -1,1 +1,7 @@
-//! Skeleton: the machine.
+//! The process that is the machine: memory, vCPUs, devices, its own jail. Knows nothing of containers or pods.
+//!
+//! `virtio` holds the devices and needs only guest memory and an interrupt; `kvm` (and what boots a kernel on it) is
+//! the other half. `virtio` never imports `kvm`, and devices never import each other: the unit tests drive every device
+//! through its rings without KVM.
+
+pub mod virtio;

@@ -1,1 +1,24 @@
-//! Skeleton.
+//! Configuration and control messages of the `vmpod-vmm` process.
+//!
+//! The pod host starts `vmpod-vmm --control-fd N` with one end of a Unix stream socket pair, or `--control PATH` to
+//! listen on a Unix socket. Each message is one JSON object on one line of at most [`LINE_BYTES`]. A client sends
+//! [`Request`]s and gets one [`Reply`] for each, in order; [`Event`]s may come between replies.
+//! File descriptors in a configuration are numbers in the VMM's own table, inherited from its parent.
+
+#![forbid(unsafe_code)]
+
+mod config;
+mod exit;
+mod message;
+
+pub use config::{
+    BlockConfig, BlockSource, ConfigError, JailConfig, KernelConfig, MachineConfig, NetConfig,
+    ShareConfig, VsockConfig,
+};
+pub use exit::ExitReason;
+pub use message::{
+    DeviceMetrics, Event, MachineInfo, MachineState, Message, Metrics, Reply, Request,
+};
+
+/// Upper bound of a control line in bytes, newline included.
+pub const LINE_BYTES: usize = 256 * 1024;

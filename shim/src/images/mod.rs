@@ -1,0 +1,1 @@
+//! Container images: references, pull, import, the content-addressed store, unpacked layers.

@@ -1,0 +1,1 @@
+//! The network of standalone pods: bridge, addresses, taps, NAT and host ports.

@@ -1,0 +1,1 @@
+//! OCI runtime configurations, composed from a Pod and its image configurations.

@@ -1,0 +1,1 @@
+//! A pod sandbox on the host: its directory and journal, its VMM process, its agent connection, its end.

@@ -1,0 +1,1 @@
+//! virtio balloon device (VIRTIO 1.3 section 5.5).

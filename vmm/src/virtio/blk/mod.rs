@@ -1,0 +1,1 @@
+//! virtio block device (VIRTIO 1.3 section 5.2).

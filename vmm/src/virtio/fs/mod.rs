@@ -1,0 +1,1 @@
+//! virtio-fs device (VIRTIO 1.3 section 5.11).

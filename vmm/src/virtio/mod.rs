@@ -1,0 +1,20 @@
+//! Virtio devices: the trait they share and one folder for each.
+//!
+//! The transport owns a device between resets; a device owns its workers between `activate` and `stop`.
+
+pub mod balloon;
+pub mod blk;
+pub mod device;
+pub mod fs;
+pub mod net;
+pub mod rng;
+pub mod vsock;
+
+#[cfg(test)]
+#[expect(dead_code, reason = "each device's tests use a part of it")]
+pub(crate) mod guest_driver;
+
+pub use device::{
+    ActivateError, Activation, ActiveQueue, DeviceCounters, GuestMemory, Interrupt, InterruptKind,
+    StoppedQueue, VirtioDevice,
+};

@@ -1,0 +1,1 @@
+//! virtio-net device (VIRTIO 1.3 section 5.1).

@@ -1,0 +1,1 @@
+//! virtio entropy device (VIRTIO 1.3 section 5.4).

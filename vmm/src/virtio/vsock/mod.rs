@@ -1,0 +1,1 @@
+//! virtio-vsock device (VIRTIO 1.3 section 5.10).
