@@ -3,8 +3,6 @@
 //! `messages` and `service` are generated from `proto/agent.proto`; [`stream`] is the header of a raw byte stream;
 //! [`limits`] bounds every message. This crate depends on no other crate of the workspace and does no I/O.
 
-#![forbid(unsafe_code)]
-
 pub mod limits;
 pub mod stream;
 
