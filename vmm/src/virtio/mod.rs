@@ -4,11 +4,14 @@
 
 pub mod balloon;
 pub mod blk;
+pub mod chain;
 pub mod device;
 pub mod fs;
 pub mod net;
+pub mod ring;
 pub mod rng;
 pub mod vsock;
+pub mod worker_thread;
 
 #[cfg(test)]
 #[expect(dead_code, reason = "each device's tests use a part of it")]
