@@ -2,4 +2,7 @@
 //!
 //! Trusts nothing about the host but the protocol (`vmpod-agent-protocol`).
 
+pub mod clock;
+pub mod container;
+pub mod event_log;
 pub mod pod;
