@@ -11,10 +11,10 @@ pub mod net;
 pub mod ring;
 pub mod rng;
 pub mod vsock;
+pub mod wakeup;
 pub mod worker_thread;
 
 #[cfg(test)]
-#[expect(dead_code, reason = "each device's tests use a part of it")]
 pub(crate) mod guest_driver;
 
 pub use device::{
