@@ -1,1 +1,41 @@
-fn main() {}
+//! `cargo xtask`: everything a person or CI runs in this repository. This file owns the command
+//! line only; each subcommand lives in a module of its own name and none of them knows another's
+//! flags. Nothing here is needed at run time by an installed vmpod.
+
+mod node;
+mod packages;
+mod process;
+mod progress;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, runs, tests and measures vmpod.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// An emulated AMD machine with real KVM, for hosts that have none
+    Node(node::NodeArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Node(args) => node::run(args),
+    };
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

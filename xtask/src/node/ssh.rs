@@ -1,0 +1,360 @@
+//! The command channel: keys and configuration of our own, one shared connection a node, and
+//! running a command over it as if it ran here (streams, exit status, signals). The machine's own
+//! ssh configuration, keys and agents are neither read nor written.
+
+use std::env;
+use std::fs;
+use std::io::{IsTerminal, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+
+use anyhow::{Context, Result, bail};
+
+use super::signals::{self, Signal};
+use super::state::Place;
+use crate::process;
+
+/// Directory in the node where a running command leaves its process group.
+const EXEC_DIR: &str = "/run/vmpod-node/exec";
+
+/// Names of variables that a command takes along into the node; a trailing `*` stands for any
+/// rest.
+const CARRIED: &[&str] = &[
+    "CI",
+    "LANG",
+    "LC_*",
+    "NO_COLOR",
+    "PATH",
+    "PROPTEST_*",
+    "RUST_*",
+    "TERM",
+    "VMPOD_*",
+    "CARGO_*",
+];
+
+/// Key files of the command channel, made once a cache.
+#[derive(Debug)]
+pub struct Keys {
+    /// The client's private key; the public one has `.pub` appended.
+    pub identity: PathBuf,
+    /// The server's private key.
+    pub host: PathBuf,
+}
+
+impl Keys {
+    /// # Errors
+    /// When ssh-keygen fails.
+    pub fn ensure(cache: &Path) -> Result<Self> {
+        let dir = cache.join("ssh");
+        fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("restricting {}", dir.display()))?;
+        let keys = Self {
+            identity: dir.join("identity"),
+            host: dir.join("host"),
+        };
+        for key in [&keys.identity, &keys.host] {
+            if !key.with_extension("pub").is_file() {
+                let _ = fs::remove_file(key);
+                process::output(
+                    Command::new("ssh-keygen")
+                        .args(["-q", "-t", "ed25519", "-N", "", "-C", "vmpod-node", "-f"])
+                        .arg(key),
+                )?;
+            }
+        }
+        Ok(keys)
+    }
+}
+
+/// Writes the client's configuration for a node that listens on `port`.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub fn configure(place: &Place, keys: &Keys, port: u16) -> Result<()> {
+    let public = keys.host.with_extension("pub");
+    let host_key =
+        fs::read_to_string(&public).with_context(|| format!("reading {}", public.display()))?;
+    super::write_atomically(
+        &place.dir.join("known_hosts"),
+        format!("vmpod-node {host_key}").as_bytes(),
+    )?;
+    let text = format!(
+        "Host node\n\
+         HostName 127.0.0.1\n\
+         Port {port}\n\
+         User root\n\
+         HostKeyAlias vmpod-node\n\
+         IdentityFile \"{identity}\"\n\
+         IdentitiesOnly yes\n\
+         IdentityAgent none\n\
+         UserKnownHostsFile \"{dir}/known_hosts\"\n\
+         GlobalKnownHostsFile none\n\
+         StrictHostKeyChecking yes\n\
+         UpdateHostKeys no\n\
+         ControlPath \"{control}\"\n\
+         BatchMode yes\n\
+         ConnectTimeout 30\n\
+         ServerAliveInterval 0\n\
+         TCPKeepAlive no\n\
+         Compression no\n\
+         KexAlgorithms curve25519-sha256\n\
+         Ciphers aes128-gcm@openssh.com,chacha20-poly1305@openssh.com\n\
+         LogLevel ERROR\n",
+        identity = keys.identity.display(),
+        dir = place.dir.display(),
+        control = place.control().display(),
+    );
+    super::write_atomically(&place.dir.join("ssh_config"), text.as_bytes())
+}
+
+fn ssh(place: &Place) -> Command {
+    let mut command = Command::new("ssh");
+    command.arg("-F").arg(place.dir.join("ssh_config"));
+    command
+}
+
+/// Opens the shared connection unless it is open. Its streams lead nowhere: a master that kept the
+/// caller's standard error would hold a pipe open for as long as the node lives.
+///
+/// # Errors
+/// When the node does not answer, with ssh's own words.
+pub fn connect(place: &Place) -> Result<()> {
+    if place.control().exists() {
+        let alive = ssh(place)
+            .args(["-O", "check", "node"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .context("starting ssh")?;
+        if alive.success() {
+            return Ok(());
+        }
+        let _ = fs::remove_file(place.control());
+    }
+    let log = place.dir.join("ssh.log");
+    let errors = fs::File::create(&log).with_context(|| format!("creating {}", log.display()))?;
+    let status = ssh(place)
+        .args(["-M", "-N", "-f", "node"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(errors)
+        .process_group(0)
+        .status()
+        .context("starting ssh")?;
+    // Another command may have been first; its connection serves as well.
+    if status.success() || place.control().exists() {
+        return Ok(());
+    }
+    let words = fs::read_to_string(&log).unwrap_or_default();
+    bail!("connecting to node {}: {}", place.name, words.trim())
+}
+
+/// Ends the shared connection, if there is one.
+pub fn disconnect(place: &Place) {
+    if place.control().exists() {
+        let _ = ssh(place)
+            .args(["-O", "exit", "node"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+    }
+}
+
+/// Runs a short script in the node and returns what it printed.
+///
+/// # Errors
+/// When the node does not answer or the script fails.
+pub fn capture(place: &Place, script: &str) -> Result<String> {
+    connect(place)?;
+    process::output(
+        ssh(place)
+            .args(["-S"])
+            .arg(place.control())
+            .args(["-T", "node", script]),
+    )
+}
+
+/// A command to run in a node.
+#[derive(Debug, Clone)]
+pub struct Remote {
+    pub arguments: Vec<String>,
+    /// Directory to run in; where it does not exist in the node, `/` serves.
+    pub directory: PathBuf,
+    /// Variables beside those that are always taken along.
+    pub environment: Vec<(String, String)>,
+    /// Whether the command gets a terminal.
+    pub terminal: bool,
+}
+
+impl Remote {
+    /// The script for the node's shell. The group's number is left in a file, so that a signal can
+    /// be sent after it: ssh itself forwards none.
+    fn script(&self, id: &str) -> String {
+        let mut script = format!(
+            "cd {} 2>/dev/null || cd /\n",
+            quote(&self.directory.to_string_lossy())
+        );
+        let carried = env::vars().filter(|(name, _)| is_carried(name));
+        for (name, value) in carried.chain(self.environment.iter().cloned()) {
+            script.push_str(&format!("export {name}={}\n", quote(&value)));
+        }
+        let words: Vec<String> = self.arguments.iter().map(|word| quote(word)).collect();
+        let command = words.join(" ");
+        if self.terminal {
+            script.push_str(&format!("exec {command}\n"));
+        } else {
+            // A handler that does nothing lets this shell outlive the signal and report the status
+            // of the command, which gets the signal itself.
+            script.push_str(&format!(
+                "echo $$ > {EXEC_DIR}/{id}\ntrap : HUP INT QUIT TERM\n{command}\nstatus=$?\n\
+                 rm -f {EXEC_DIR}/{id}\nexit $status\n"
+            ));
+        }
+        script
+    }
+}
+
+fn is_carried(name: &str) -> bool {
+    CARRIED
+        .iter()
+        .any(|pattern| match pattern.strip_suffix('*') {
+            Some(start) => name.starts_with(start),
+            None => name == *pattern,
+        })
+}
+
+/// A word as the shell reads it back unchanged.
+fn quote(word: &str) -> String {
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
+/// Runs `remote` in the node with this process's streams and returns its exit status as a shell
+/// counts it: a command that a signal ended gives 128 plus the signal's number.
+///
+/// # Errors
+/// When the node cannot be reached.
+pub fn run(place: &Place, remote: &Remote) -> Result<u8> {
+    static RUNS: AtomicU32 = AtomicU32::new(0);
+    connect(place)?;
+    let id = format!(
+        "{}-{}",
+        std::process::id(),
+        RUNS.fetch_add(1, Ordering::Relaxed)
+    );
+    let mut command = ssh(place);
+    command.arg("-S").arg(place.control());
+    command.arg(if remote.terminal { "-tt" } else { "-T" });
+    command.arg("node").arg(remote.script(&id));
+    if remote.terminal {
+        // With a terminal ssh needs to be in front, and control characters travel by themselves.
+        let status = command.status().context("starting ssh")?;
+        return Ok(code(status));
+    }
+    // ssh stands apart from this process's group: Ctrl-C is ours to forward, and would otherwise
+    // end ssh before the command could say its last words. A terminal must not be read by a
+    // process that stands apart, so its lines are passed on by a thread.
+    command.process_group(0);
+    let pump = std::io::stdin().is_terminal();
+    command.stdin(if pump {
+        Stdio::piped()
+    } else {
+        Stdio::inherit()
+    });
+    let signals = signals::block()?;
+    let mut child = command.spawn().context("starting ssh")?;
+    if pump {
+        pump_standard_input(&mut child);
+    }
+    let forward = Forward {
+        place: place.clone(),
+        id,
+        ssh: child.id(),
+    };
+    thread::spawn(move || forward.run(&signals));
+    let status = child.wait().context("waiting for ssh")?;
+    Ok(code(status))
+}
+
+fn pump_standard_input(child: &mut Child) {
+    let Some(mut sink) = child.stdin.take() else {
+        return;
+    };
+    thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut sink);
+        let _ = sink.flush();
+    });
+}
+
+/// Sends what this process is told to the command in the node.
+struct Forward {
+    place: Place,
+    id: String,
+    ssh: u32,
+}
+
+impl Forward {
+    fn run(&self, signals: &signals::Blocked) {
+        let mut first = true;
+        loop {
+            let Ok(signal) = signals.wait() else { return };
+            // A second Ctrl-C means it.
+            let name = if first { signal.name() } else { Signal::KILL };
+            first = false;
+            let sent = ssh(&self.place)
+                .arg("-S")
+                .arg(self.place.control())
+                .args(["-T", "node"])
+                .arg(format!("kill -s {name} -- -$(cat {EXEC_DIR}/{})", self.id))
+                .process_group(0)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status();
+            if name == Signal::KILL || !sent.is_ok_and(|status| status.success()) {
+                signals::terminate(self.ssh);
+            }
+        }
+    }
+}
+
+fn code(status: ExitStatus) -> u8 {
+    let number = status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    u8::try_from(number).unwrap_or(u8::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quote_with_quotes_and_newline_survives_a_shell() {
+        let word = "a'b \"$HOME\" \\ `x`\n*";
+        let output = Command::new("sh")
+            .arg("-c")
+            .arg(format!("printf %s {}", quote(word)))
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), word);
+    }
+
+    #[test]
+    fn is_carried_with_home_is_false() {
+        assert!(is_carried("VMPOD_BIN") && is_carried("CI") && is_carried("LC_ALL"));
+        assert!(!is_carried("HOME") && !is_carried("CIRCLE") && !is_carried("SSH_AUTH_SOCK"));
+    }
+
+    #[test]
+    fn code_of_a_signal_is_counted_as_shells_do() {
+        assert_eq!(code(ExitStatus::from_raw(2)), 130);
+        assert_eq!(code(ExitStatus::from_raw(7 << 8)), 7);
+    }
+}
