@@ -2,7 +2,12 @@
 //!
 //! Trusts nothing about the host but the protocol (`vmpod-agent-protocol`).
 
+pub mod agent;
+pub mod boot;
+pub mod byte_stream;
+pub mod cgroup;
 pub mod clock;
 pub mod container;
 pub mod event_log;
 pub mod pod;
+pub mod server;
