@@ -1,6 +1,22 @@
 //! Pod manifests: parsing, validation as the Kubernetes API server does it, and what they ask of a machine.
 //!
-//! Text becomes documents with line numbers, documents become Kubernetes types, and those become a plan: plain data with
-//! every default filled in. Nothing here touches the host.
+//! Text becomes documents with line numbers ([`source`]), documents become Kubernetes objects ([`documents`]), and a Pod
+//! becomes a [`plan`]: plain data with every default filled in. Nothing here touches the host.
 
+pub mod documents;
+pub mod environment;
+mod names;
 pub mod plan;
+mod planner;
+pub mod problem;
+pub mod quantity;
+pub mod sizing;
+pub mod source;
+pub mod support;
+mod validate;
+mod volumes;
+
+pub use documents::{Objects, objects};
+pub use names::CAPABILITIES;
+pub use planner::{HostFacts, plan};
+pub use problem::{Problem, Problems};

@@ -209,12 +209,12 @@ pub struct ContainerPlan {
     pub image_pull_policy: PullPolicy,
     /// An init container with `restartPolicy: Always`.
     pub sidecar: bool,
-    /// `command`: replaces the image's entrypoint. `$(VAR)` is expanded.
+    /// `command`: replaces the image's entrypoint. `$(VAR)` is not yet expanded.
     pub command: Option<Vec<String>>,
-    /// `args`: replaces the image's command. `$(VAR)` is expanded.
+    /// `args`: replaces the image's command. `$(VAR)` is not yet expanded.
     pub args: Option<Vec<String>>,
-    /// `env` and `envFrom`, resolved, in order; later entries win over earlier ones and over the image's.
-    pub env: Vec<(String, String)>,
+    /// `envFrom` and `env`, in order; later entries win over earlier ones and over the image's.
+    pub env: Vec<EnvPlan>,
     /// `workingDir`.
     pub working_dir: Option<String>,
     /// `tty`.
@@ -239,6 +239,28 @@ pub struct ContainerPlan {
     pub security: SecurityPlan,
 }
 
+/// An environment variable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvPlan {
+    /// Name.
+    pub name: String,
+    /// Value.
+    pub value: EnvValue,
+}
+
+/// Value of an environment variable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EnvValue {
+    /// As it stands.
+    Literal(String),
+    /// `$(VAR)` of variables above it is expanded, `$$` is `$`.
+    Template(String),
+    /// `status.podIP`, known when the pod has its network.
+    PodIp,
+    /// `status.hostIP`: the host's address on the pod's network.
+    HostIp,
+}
+
 /// Limits of a container.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
@@ -257,6 +279,8 @@ pub struct MountPlan {
     pub mount_path: String,
     /// Path in the volume, relative, without `..`; empty for the whole.
     pub sub_path: String,
+    /// `sub_path` is a `subPathExpr`: `$(VAR)` is still to be expanded.
+    pub expand_sub_path: bool,
     /// Mounted read-only.
     pub read_only: bool,
     /// `mountPropagation`.

@@ -1,0 +1,311 @@
+//! Environment variables of a container: `env`, `envFrom`, `valueFrom`, and the expansion of `$(VAR)`.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVar, Pod, Secret};
+
+use super::documents::Objects;
+use super::names;
+use super::plan::{EnvPlan, EnvValue, Limits, Resources};
+use super::problem::Collector;
+use super::quantity;
+
+/// What `valueFrom` may refer to.
+#[derive(Debug)]
+pub(super) struct Sources<'a> {
+    pub(super) pod: &'a Pod,
+    pub(super) objects: &'a Objects,
+    /// `spec.nodeName`: the host's name.
+    pub(super) node_name: &'a str,
+    pub(super) uid: &'a str,
+    pub(super) namespace: &'a str,
+}
+
+/// The environment of one container, in the order in which it takes effect.
+pub(super) fn environment(
+    container: &Container,
+    path: &str,
+    amounts: (Resources, Limits),
+    sources: &Sources<'_>,
+    collector: &mut Collector<'_>,
+) -> Vec<EnvPlan> {
+    let mut env = Vec::new();
+    for (i, from) in container.env_from.iter().flatten().enumerate() {
+        let path = format!("{path}.envFrom[{i}]");
+        let prefix = from.prefix.as_deref().unwrap_or_default();
+        let pairs = if let Some(r) = &from.config_map_ref {
+            match sources.objects.config_maps.get(&r.name) {
+                Some(map) => text_of_config_map(map),
+                None => {
+                    missing(
+                        r.optional,
+                        &format!("{path}.configMapRef.name"),
+                        &r.name,
+                        collector,
+                    );
+                    continue;
+                }
+            }
+        } else if let Some(r) = &from.secret_ref {
+            match sources.objects.secrets.get(&r.name) {
+                Some(secret) => text_of_secret(secret),
+                None => {
+                    missing(
+                        r.optional,
+                        &format!("{path}.secretRef.name"),
+                        &r.name,
+                        collector,
+                    );
+                    continue;
+                }
+            }
+        } else {
+            collector.add(
+                path,
+                "Required value: must specify one of: `configMapRef` or `secretRef`",
+            );
+            continue;
+        };
+        for (key, value) in pairs {
+            let name = format!("{prefix}{key}");
+            if names::environment_variable(&name) {
+                env.push(EnvPlan {
+                    name,
+                    value: EnvValue::Literal(value),
+                });
+            }
+        }
+    }
+    for (i, variable) in container.env.iter().flatten().enumerate() {
+        let path = format!("{path}.env[{i}]");
+        if let Some(value) = variable_value(variable, &path, amounts, sources, collector) {
+            env.push(EnvPlan {
+                name: variable.name.clone(),
+                value,
+            });
+        }
+    }
+    env
+}
+
+fn variable_value(
+    variable: &EnvVar,
+    path: &str,
+    amounts: (Resources, Limits),
+    sources: &Sources<'_>,
+    collector: &mut Collector<'_>,
+) -> Option<EnvValue> {
+    let Some(from) = &variable.value_from else {
+        return Some(EnvValue::Template(
+            variable.value.clone().unwrap_or_default(),
+        ));
+    };
+    if let Some(r) = &from.field_ref {
+        let value = field(&r.field_path, sources);
+        if value.is_none() {
+            collector.invalid(
+                format!("{path}.valueFrom.fieldRef.fieldPath"),
+                &r.field_path,
+                "is no field that environment variables can take: metadata.name, metadata.namespace, metadata.uid, metadata.labels['KEY'], metadata.annotations['KEY'], spec.nodeName, spec.serviceAccountName, status.hostIP, status.hostIPs, status.podIP, status.podIPs",
+            );
+        }
+        return value;
+    }
+    if let Some(r) = &from.resource_field_ref {
+        let path = format!("{path}.valueFrom.resourceFieldRef");
+        let divisor = r.divisor.as_ref().map_or("0", |d| d.0.as_str());
+        return match resource(&r.resource, divisor, amounts) {
+            Ok(value) => Some(EnvValue::Literal(value.to_string())),
+            Err(why) => {
+                collector.invalid(format!("{path}.resource"), &r.resource, why);
+                None
+            }
+        };
+    }
+    let (pairs, name, key, optional, kind) = if let Some(r) = &from.config_map_key_ref {
+        let pairs = sources
+            .objects
+            .config_maps
+            .get(&r.name)
+            .map(text_of_config_map);
+        (pairs, &r.name, &r.key, r.optional, "configMapKeyRef")
+    } else if let Some(r) = &from.secret_key_ref {
+        let pairs = sources.objects.secrets.get(&r.name).map(text_of_secret);
+        (pairs, &r.name, &r.key, r.optional, "secretKeyRef")
+    } else {
+        collector.add(
+            format!("{path}.valueFrom"),
+            "Required value: must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`",
+        );
+        return None;
+    };
+    match pairs {
+        None => missing(
+            optional,
+            &format!("{path}.valueFrom.{kind}.name"),
+            name,
+            collector,
+        ),
+        Some(mut pairs) => match pairs.remove(key) {
+            Some(value) => return Some(EnvValue::Literal(value)),
+            None => missing(
+                optional,
+                &format!("{path}.valueFrom.{kind}.key"),
+                key,
+                collector,
+            ),
+        },
+    }
+    None
+}
+
+fn missing(optional: Option<bool>, path: &str, name: &str, collector: &mut Collector<'_>) {
+    if optional != Some(true) {
+        collector.not_found(path, name);
+    }
+}
+
+fn text_of_config_map(map: &ConfigMap) -> BTreeMap<String, String> {
+    map.data.clone().unwrap_or_default()
+}
+
+fn text_of_secret(secret: &Secret) -> BTreeMap<String, String> {
+    let mut text: BTreeMap<_, _> = secret
+        .data
+        .iter()
+        .flatten()
+        .map(|(k, v)| (k.clone(), String::from_utf8_lossy(&v.0).into_owned()))
+        .collect();
+    text.extend(secret.string_data.clone().unwrap_or_default());
+    text
+}
+
+fn field(path: &str, sources: &Sources<'_>) -> Option<EnvValue> {
+    let metadata = &sources.pod.metadata;
+    let keyed = |name: &str| {
+        path.strip_prefix(name)?
+            .strip_prefix("['")?
+            .strip_suffix("']")
+            .map(str::to_owned)
+    };
+    let lookup = |map: &Option<BTreeMap<String, String>>, key: &str| {
+        map.iter()
+            .find_map(|m| m.get(key))
+            .cloned()
+            .unwrap_or_default()
+    };
+    let text = match path {
+        "metadata.name" => metadata.name.clone().unwrap_or_default(),
+        "metadata.namespace" => sources.namespace.to_owned(),
+        "metadata.uid" => sources.uid.to_owned(),
+        "spec.nodeName" => sources.node_name.to_owned(),
+        "spec.serviceAccountName" => sources
+            .pod
+            .spec
+            .as_ref()
+            .and_then(|s| s.service_account_name.clone())
+            .unwrap_or_else(|| "default".into()),
+        "status.podIP" | "status.podIPs" => return Some(EnvValue::PodIp),
+        "status.hostIP" | "status.hostIPs" => return Some(EnvValue::HostIp),
+        _ => {
+            if let Some(key) = keyed("metadata.labels") {
+                lookup(&metadata.labels, &key)
+            } else {
+                lookup(&metadata.annotations, &keyed("metadata.annotations")?)
+            }
+        }
+    };
+    Some(EnvValue::Literal(text))
+}
+
+fn resource(
+    name: &str,
+    divisor: &str,
+    (requests, limits): (Resources, Limits),
+) -> Result<u64, &'static str> {
+    let bad_divisor = "has a divisor that is no quantity";
+    let cpu = |millis: u64| -> Result<u64, &'static str> {
+        let divisor = quantity::thousandths(divisor).map_err(|_| bad_divisor)?;
+        Ok(millis.div_ceil(if divisor == 0 { 1000 } else { divisor }))
+    };
+    let memory = |bytes: u64| -> Result<u64, &'static str> {
+        let divisor = quantity::units(divisor).map_err(|_| bad_divisor)?;
+        Ok(bytes.div_ceil(divisor.max(1)))
+    };
+    let unlimited = "has no limit, and a pod's share of the host is not fixed: set the limit";
+    match name {
+        "requests.cpu" => cpu(requests.cpu_millis),
+        "requests.memory" => memory(requests.memory_bytes),
+        "limits.cpu" => cpu(limits.cpu_millis.ok_or(unlimited)?),
+        "limits.memory" => memory(limits.memory_bytes.ok_or(unlimited)?),
+        _ => Err("is none of limits.cpu, limits.memory, requests.cpu, requests.memory"),
+    }
+}
+
+/// Expands `$(VAR)` with `lookup`; `$$` is a literal `$`, and what is not found stays as it stands (Kubernetes API,
+/// Container.command).
+pub fn expand(text: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at + 1..];
+        if let Some(after) = rest.strip_prefix('$') {
+            out.push('$');
+            rest = after;
+        } else if let Some((name, after)) = rest.strip_prefix('(').and_then(|r| r.split_once(')')) {
+            match lookup(name) {
+                Some(value) => out.push_str(&value),
+                None => {
+                    out.push_str("$(");
+                    out.push_str(name);
+                    out.push(')');
+                }
+            }
+            rest = after;
+        } else {
+            out.push('$');
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expand_follows_kubernetes_rules() {
+        let lookup = |name: &str| (name == "A").then(|| "1".to_owned());
+        for (text, want) in [
+            ("x$(A)y", "x1y"),
+            ("$$(A)", "$(A)"),
+            ("$(B)", "$(B)"),
+            ("$(A", "$(A"),
+            ("$A $", "$A $"),
+            ("$$$(A)", "$1"),
+        ] {
+            assert_eq!(expand(text, lookup), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn resource_of_limits_divides_and_rounds_up() {
+        let amounts = (
+            Resources {
+                cpu_millis: 250,
+                memory_bytes: 0,
+            },
+            Limits {
+                cpu_millis: Some(1500),
+                memory_bytes: Some(100 << 20),
+            },
+        );
+        assert_eq!(resource("limits.cpu", "0", amounts), Ok(2));
+        assert_eq!(resource("limits.cpu", "1m", amounts), Ok(1500));
+        assert_eq!(resource("limits.memory", "1Mi", amounts), Ok(100));
+        assert_eq!(resource("requests.cpu", "1m", amounts), Ok(250));
+        assert!(resource("limits.gpu", "0", amounts).is_err());
+    }
+}

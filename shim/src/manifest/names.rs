@@ -1,0 +1,144 @@
+//! Forms of names in the Kubernetes API (DNS labels and subdomains of RFC 1123, paths, capabilities, sysctls).
+
+/// RFC 1123 label: at most 63 of `a-z0-9-`, alphanumeric at both ends.
+pub(super) fn dns_label(name: &str) -> Result<(), &'static str> {
+    if name.len() > 63 {
+        return Err("must be no more than 63 characters");
+    }
+    if label(name) {
+        Ok(())
+    } else {
+        Err(
+            "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character",
+        )
+    }
+}
+
+/// RFC 1123 subdomain: labels joined by dots, at most 253 bytes.
+pub(super) fn dns_subdomain(name: &str) -> Result<(), &'static str> {
+    if name.len() > 253 {
+        return Err("must be no more than 253 characters");
+    }
+    if name.split('.').all(label) {
+        Ok(())
+    } else {
+        Err(
+            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character",
+        )
+    }
+}
+
+fn label(name: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let bytes = name.as_bytes();
+    bytes.first().is_some_and(|b| inner(*b))
+        && bytes.last().is_some_and(|b| inner(*b))
+        && bytes.iter().all(|b| inner(*b) || *b == b'-')
+}
+
+/// Printable ASCII other than `=` (Kubernetes' relaxed environment variable name).
+pub(super) fn environment_variable(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| (0x20..0x7f).contains(&b) && b != b'=')
+}
+
+/// Relative and without a `..` part.
+pub(super) fn relative_path(path: &str) -> bool {
+    !path.starts_with('/') && !path.contains('\0') && path.split('/').all(|part| part != "..")
+}
+
+/// Dotted (or slashed) lower-case parts.
+pub(super) fn sysctl(name: &str) -> bool {
+    name.len() <= 253
+        && name.contains(['.', '/'])
+        && name.split(['.', '/']).all(|part| {
+            !part.is_empty()
+                && part
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'*'))
+        })
+}
+
+/// The capabilities of Linux 6.12 (capabilities(7)), by number, without `CAP_`.
+pub const CAPABILITIES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+/// A capability as Kubernetes manifests write it, with or without `CAP_`, in any case, or `ALL`.
+pub(super) fn capability(name: &str) -> bool {
+    let name = normal_capability(name);
+    name == "ALL" || CAPABILITIES.contains(&name.as_str())
+}
+
+/// Upper case, without `CAP_`.
+pub(super) fn normal_capability(name: &str) -> String {
+    let upper = name.to_ascii_uppercase();
+    upper
+        .strip_prefix("CAP_")
+        .map_or(upper.clone(), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dns_label_of_bad_forms_is_refused() {
+        for bad in ["", "-a", "a-", "A", "a.b", "a_b", &"a".repeat(64)] {
+            assert!(dns_label(bad).is_err(), "{bad}");
+        }
+        assert!(dns_label("a-1").is_ok() && dns_subdomain("a.b-c.d").is_ok());
+        assert!(dns_subdomain("a..b").is_err());
+    }
+
+    #[test]
+    fn relative_path_out_of_the_volume_is_refused() {
+        assert!(relative_path("a/b..c") && relative_path(""));
+        assert!(!relative_path("/a") && !relative_path("a/../../b"));
+    }
+
+    #[test]
+    fn capability_in_each_spelling_is_known() {
+        assert!(capability("NET_ADMIN") && capability("CAP_NET_ADMIN") && capability("all"));
+        assert!(!capability("NET_ADMINS"));
+    }
+}
