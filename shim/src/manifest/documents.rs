@@ -173,15 +173,14 @@ fn typed<T: DeserializeOwned + Serialize>(
 
 /// The type library says which Rust type it wanted; a user knows lists, mappings and text.
 fn sentence(error: &str) -> String {
-    let error = error
+    error
         .replace("invalid type: ", "wrong type: ")
         .replace("a sequence", "a list")
         .replace("a map", "a mapping")
         .replace("sequence, expected", "list, expected")
         .replace("map, expected", "mapping, expected")
         .replace("expected struct ", "expected a mapping: ")
-        .replace("expected Quantity", "expected a quantity");
-    error
+        .replace("expected Quantity", "expected a quantity")
 }
 
 /// `cpu: 1` is a number in YAML and a quantity in the API, which is text.
