@@ -156,6 +156,15 @@ impl<'m> Ring<'m> {
             && self.pending() > 0
     }
 
+    /// Asks the driver for a notification when more than `available` chains are.
+    pub fn enable_notifications_beyond(&mut self, available: u16) {
+        let position = self.queue.next_avail();
+        self.queue.set_next_avail(position.wrapping_add(available));
+        // The ring was checked to be inside guest memory.
+        let _ = self.queue.enable_notification(self.memory);
+        self.queue.set_next_avail(position);
+    }
+
     /// Number of chains that are available; 0 when the driver broke the ring.
     #[must_use]
     pub fn pending(&self) -> u16 {
