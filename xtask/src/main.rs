@@ -2,10 +2,15 @@
 //! line only; each subcommand lives in a module of its own name and none of them knows another's
 //! flags. Nothing here is needed at run time by an installed vmpod.
 
+mod bundle;
+mod host;
 mod node;
 mod packages;
 mod process;
 mod progress;
+mod run;
+mod test;
+mod tidy;
 mod workspace;
 
 use std::process::ExitCode;
@@ -22,6 +27,14 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Build kernel, agent, VMM and command line tool into TARGET/bundle
+    Bundle(bundle::BundleArgs),
+    /// Run a Pod manifest, installing, building and starting what is missing
+    Run(run::RunArgs),
+    /// Format, lints, rules, unit tests, then the end-to-end tests
+    Test(test::TestArgs),
+    /// Check the rules that this repository has set itself
+    Tidy,
     /// An emulated AMD machine with real KVM, for hosts that have none
     Node(node::NodeArgs),
 }
@@ -29,6 +42,10 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
+        Command::Bundle(args) => bundle::run(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Tidy => tidy::run(),
         Command::Node(args) => node::run(args),
     };
     match outcome {

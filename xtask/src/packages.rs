@@ -4,6 +4,7 @@
 //! as it is. Which packages are wanted is the callers' business.
 
 mod sources;
+pub mod wanted;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,9 +1,12 @@
 //! Running other programs so that a failure explains itself: the error carries the command and the
-//! last lines that it printed. No policy about which programs are run.
+//! last lines that it printed. Also runs a command on a caller's behalf, as if it
+//! had been typed. No policy about which programs are run.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -12,12 +15,27 @@ use crate::progress::Step;
 /// How many closing lines of a failed program an error shows.
 const KEPT_LINES: usize = 20;
 
+/// The same for compilers, whose first complaint counts most and may be far up.
+const KEPT_COMPILER_LINES: usize = 400;
+
 /// Runs `command` to its end with no input, showing each of its lines through `step`.
 ///
 /// # Errors
 /// When the program cannot be started or ends in anything but success; the error then holds its
 /// last lines.
 pub fn run(command: &mut Command, step: &mut Step) -> Result<()> {
+    run_keeping(command, step, KEPT_LINES)
+}
+
+/// As [`run`], with enough lines in the error for a compiler's complaints.
+///
+/// # Errors
+/// As [`run`].
+pub fn compile(command: &mut Command, step: &mut Step) -> Result<()> {
+    run_keeping(command, step, KEPT_COMPILER_LINES)
+}
+
+fn run_keeping(command: &mut Command, step: &mut Step, lines_kept: usize) -> Result<()> {
     let shown = show(command);
     let (reader, writer) = std::io::pipe().context("creating a pipe")?;
     let second = writer.try_clone().context("duplicating a pipe")?;
@@ -39,7 +57,7 @@ pub fn run(command: &mut Command, step: &mut Step) -> Result<()> {
         line.clear();
         step.note(&text);
         kept.push_back(text);
-        if kept.len() > KEPT_LINES {
+        if kept.len() > lines_kept {
             kept.pop_front();
         }
     }
@@ -86,6 +104,69 @@ fn show(command: &Command) -> String {
     text
 }
 
+/// A command on a caller's behalf, to be run here or in a node.
+#[derive(Debug, Clone)]
+pub struct Invocation {
+    pub arguments: Vec<String>,
+    /// Directory to run in; where it does not exist in a node, `/` serves.
+    pub directory: PathBuf,
+    /// Variables that the command gets on top of the inherited ones.
+    pub environment: Vec<(String, String)>,
+    /// Whether a node gives the command a terminal.
+    pub terminal: bool,
+}
+
+impl Invocation {
+    /// Runs it on this machine. With `lines` its standard output goes there and the exit status
+    /// is returned; without, it takes this process's place.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn run_here(&self, lines: Option<&mut dyn FnMut(&str)>) -> Result<u8> {
+        let (program, arguments) = self.arguments.split_first().context("no command to run")?;
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(&self.directory);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        let Some(lines) = lines else {
+            return Err(command.exec()).with_context(|| format!("starting {program}"));
+        };
+        let mut child = command
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting {program}"))?;
+        each_line(&mut child, lines);
+        Ok(code(
+            child
+                .wait()
+                .with_context(|| format!("waiting for {program}"))?,
+        ))
+    }
+}
+
+/// Gives each line of the child's piped standard output to `lines`, until there are no more.
+pub fn each_line(child: &mut Child, lines: &mut dyn FnMut(&str)) {
+    let Some(output) = child.stdout.take() else {
+        return;
+    };
+    let mut reader = BufReader::new(output);
+    let mut line = Vec::new();
+    while reader
+        .read_until(b'\n', &mut line)
+        .is_ok_and(|read| read > 0)
+    {
+        lines(String::from_utf8_lossy(&line).trim_end_matches('\n'));
+        line.clear();
+    }
+}
+
+/// An exit status as a shell counts it.
+pub fn code(status: ExitStatus) -> u8 {
+    let number = status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    u8::try_from(number).unwrap_or(u8::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,5 +185,11 @@ mod tests {
     fn output_with_missing_program_names_it() {
         let error = output(&mut Command::new("/no/such/program")).unwrap_err();
         assert!(format!("{error:#}").contains("/no/such/program"));
+    }
+
+    #[test]
+    fn code_of_a_signal_is_counted_as_shells_do() {
+        assert_eq!(code(ExitStatus::from_raw(2)), 130);
+        assert_eq!(code(ExitStatus::from_raw(7 << 8)), 7);
     }
 }

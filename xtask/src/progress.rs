@@ -14,6 +14,8 @@ pub struct Step {
     bar: Option<ProgressBar>,
     begun: Instant,
     last_note: String,
+    /// The last tenth that was printed where there is no terminal.
+    last_tenth: u64,
     ended: bool,
 }
 
@@ -23,11 +25,7 @@ impl Step {
         let what = what.into();
         let bar = if std::io::stderr().is_terminal() {
             let bar = ProgressBar::new_spinner();
-            if let Ok(style) =
-                ProgressStyle::with_template("{spinner} {prefix} {wide_msg} {elapsed}")
-            {
-                bar.set_style(style);
-            }
+            bar.set_style(style(false));
             bar.set_prefix(what.clone());
             bar.enable_steady_tick(Duration::from_millis(120));
             Some(bar)
@@ -40,6 +38,7 @@ impl Step {
             bar,
             begun: Instant::now(),
             last_note: String::new(),
+            last_tenth: 0,
             ended: false,
         }
     }
@@ -54,6 +53,32 @@ impl Step {
         text.clone_into(&mut self.last_note);
         if let Some(bar) = &self.bar {
             bar.set_message(self.last_note.clone());
+        }
+    }
+
+    /// Shows how much of a counted part is done: a bar on a terminal, elsewhere a line at each
+    /// tenth. `total` 0 means that there is nothing to count.
+    pub fn at(&mut self, done: u64, total: u64, text: &str) {
+        if let Some(bar) = &self.bar {
+            let counted = total > 0;
+            if counted != bar.length().is_some() {
+                bar.set_style(style(counted));
+            }
+            if counted {
+                bar.set_length(total);
+                bar.set_position(done);
+            } else {
+                bar.unset_length();
+            }
+            bar.set_message(text.trim().to_owned());
+            return;
+        }
+        let tenth = (done * 10).checked_div(total).unwrap_or(0);
+        if tenth != self.last_tenth {
+            self.last_tenth = tenth;
+            if tenth > 0 {
+                eprintln!("    {} %, {}", tenth * 10, seconds(self.begun.elapsed()));
+            }
         }
     }
 
@@ -76,6 +101,15 @@ impl Step {
             seconds(self.begun.elapsed())
         );
     }
+}
+
+fn style(counted: bool) -> ProgressStyle {
+    let template = if counted {
+        "{spinner} {prefix} [{bar:24}] {pos}/{len} {wide_msg} {elapsed}"
+    } else {
+        "{spinner} {prefix} {wide_msg} {elapsed}"
+    };
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
 }
 
 impl Drop for Step {

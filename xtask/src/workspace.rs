@@ -1,8 +1,10 @@
 //! Where things lie: the checkout, cargo's target directory, and the cache that outlives both. It
-//! answers questions about paths and creates no file.
+//! answers questions about paths, and writes files so that no reader sees half of one.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -54,6 +56,25 @@ fn cache_dir_from(
             home.and_then(absolute)
                 .map(|path| path.join(".cache/vmpod"))
         })
+}
+
+/// The cargo that runs this program, in the checkout's root.
+pub fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// Writes beside `path` and renames, so that a reader sees the old content or the new.
+///
+/// # Errors
+/// When the file cannot be written or renamed.
+pub fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    fs::write(&partial, content).with_context(|| format!("writing {}", partial.display()))?;
+    fs::rename(&partial, path).with_context(|| format!("renaming to {}", path.display()))
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use super::kernel::Kernel;
 use super::ssh::Keys;
 use crate::process;
 use crate::progress::Step;
+use crate::workspace;
 
 const INIT: &str = include_str!("init.sh");
 
@@ -225,7 +226,7 @@ pub fn ensure(cache: &Path, kernel: &Kernel, tools: &Path, keys: &Keys) -> Resul
         order.push_str(&format!("{name} {}\n", options_of(&name)));
     }
     archive.file("modules/order", 0o644, order.as_bytes());
-    super::write_atomically(&place, &archive.finish())?;
+    workspace::write_atomically(&place, &archive.finish())?;
     // It holds the server's private key.
     fs::set_permissions(&place, fs::Permissions::from_mode(0o600))
         .with_context(|| format!("restricting {}", place.display()))?;

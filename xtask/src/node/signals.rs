@@ -26,7 +26,7 @@ impl Signal {
     }
 }
 
-/// The set of blocked signals.
+/// The set of blocked signals; they have their effect again when it is dropped.
 pub struct Blocked(libc::sigset_t);
 
 /// Blocks the signals that end a command, in this thread and those it starts from now on. Programs
@@ -59,21 +59,27 @@ pub fn block() -> Result<Blocked> {
 }
 
 impl Blocked {
-    /// Waits for one of the blocked signals.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn wait(&self) -> Result<Signal> {
-        let mut signal = 0;
-        // SAFETY: the set was initialised by `block`, and `signal` outlives the call.
-        let error = unsafe { libc::sigwait(&raw const self.0, &raw mut signal) };
-        if error != 0 {
-            bail!(
-                "waiting for a signal: {}",
-                std::io::Error::from_raw_os_error(error)
-            );
+    /// The next of the blocked signals, when one arrives within a tenth of a second.
+    pub fn wait_shortly(&self) -> Option<Signal> {
+        let limit = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 100_000_000,
+        };
+        // SAFETY: the set was initialised by `block`, the limit outlives the call, and no details
+        // of the signal are asked for.
+        let signal = unsafe {
+            libc::sigtimedwait(&raw const self.0, std::ptr::null_mut(), &raw const limit)
+        };
+        (signal > 0).then_some(Signal(signal))
+    }
+}
+
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        // SAFETY: the set was initialised by `block`; no place is given for the old mask.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const self.0, std::ptr::null_mut());
         }
-        Ok(Signal(signal))
     }
 }
 

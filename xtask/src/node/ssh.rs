@@ -6,17 +6,18 @@ use std::env;
 use std::fs;
 use std::io::{IsTerminal, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, bail};
 
 use super::signals::{self, Signal};
 use super::state::Place;
-use crate::process;
+use crate::process::{self, Invocation};
+use crate::workspace;
 
 /// Directory in the node where a running command leaves its process group.
 const EXEC_DIR: &str = "/run/vmpod-node/exec";
@@ -79,7 +80,7 @@ pub fn configure(place: &Place, keys: &Keys, port: u16) -> Result<()> {
     let public = keys.host.with_extension("pub");
     let host_key =
         fs::read_to_string(&public).with_context(|| format!("reading {}", public.display()))?;
-    super::write_atomically(
+    workspace::write_atomically(
         &place.dir.join("known_hosts"),
         format!("vmpod-node {host_key}").as_bytes(),
     )?;
@@ -109,7 +110,7 @@ pub fn configure(place: &Place, keys: &Keys, port: u16) -> Result<()> {
         dir = place.dir.display(),
         control = place.control().display(),
     );
-    super::write_atomically(&place.dir.join("ssh_config"), text.as_bytes())
+    workspace::write_atomically(&place.dir.join("ssh_config"), text.as_bytes())
 }
 
 fn ssh(place: &Place) -> Command {
@@ -181,44 +182,34 @@ pub fn capture(place: &Place, script: &str) -> Result<String> {
     )
 }
 
-/// A command to run in a node.
-#[derive(Debug, Clone)]
-pub struct Remote {
-    pub arguments: Vec<String>,
-    /// Directory to run in; where it does not exist in the node, `/` serves.
-    pub directory: PathBuf,
-    /// Variables beside those that are always taken along.
-    pub environment: Vec<(String, String)>,
-    /// Whether the command gets a terminal.
-    pub terminal: bool,
-}
-
-impl Remote {
-    /// The script for the node's shell. The group's number is left in a file, so that a signal can
-    /// be sent after it: ssh itself forwards none.
-    fn script(&self, id: &str) -> String {
-        let mut script = format!(
-            "cd {} 2>/dev/null || cd /\n",
-            quote(&self.directory.to_string_lossy())
-        );
-        let carried = env::vars().filter(|(name, _)| is_carried(name));
-        for (name, value) in carried.chain(self.environment.iter().cloned()) {
-            script.push_str(&format!("export {name}={}\n", quote(&value)));
-        }
-        let words: Vec<String> = self.arguments.iter().map(|word| quote(word)).collect();
-        let command = words.join(" ");
-        if self.terminal {
-            script.push_str(&format!("exec {command}\n"));
-        } else {
-            // A handler that does nothing lets this shell outlive the signal and report the status
-            // of the command, which gets the signal itself.
-            script.push_str(&format!(
-                "echo $$ > {EXEC_DIR}/{id}\ntrap : HUP INT QUIT TERM\n{command}\nstatus=$?\n\
-                 rm -f {EXEC_DIR}/{id}\nexit $status\n"
-            ));
-        }
-        script
+/// The script for the node's shell. The group's number is left in a file, so that a signal can be
+/// sent after it: ssh itself forwards none.
+fn script(invocation: &Invocation, id: &str) -> String {
+    let mut script = format!(
+        "cd {} 2>/dev/null || cd /\n",
+        quote(&invocation.directory.to_string_lossy())
+    );
+    let carried = env::vars().filter(|(name, _)| is_carried(name));
+    for (name, value) in carried.chain(invocation.environment.iter().cloned()) {
+        script.push_str(&format!("export {name}={}\n", quote(&value)));
     }
+    let words: Vec<String> = invocation
+        .arguments
+        .iter()
+        .map(|word| quote(word))
+        .collect();
+    let command = words.join(" ");
+    if invocation.terminal {
+        script.push_str(&format!("exec {command}\n"));
+    } else {
+        // A handler that does nothing lets this shell outlive the signal and report the status of
+        // the command, which gets the signal itself.
+        script.push_str(&format!(
+            "echo $$ > {EXEC_DIR}/{id}\ntrap : HUP INT QUIT TERM\n{command}\nstatus=$?\n\
+             rm -f {EXEC_DIR}/{id}\nexit $status\n"
+        ));
+    }
+    script
 }
 
 fn is_carried(name: &str) -> bool {
@@ -235,12 +226,17 @@ fn quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', "'\\''"))
 }
 
-/// Runs `remote` in the node with this process's streams and returns its exit status as a shell
-/// counts it: a command that a signal ended gives 128 plus the signal's number.
+/// Runs `invocation` in the node with this process's streams and returns its exit status as a
+/// shell counts it: a command that a signal ended gives 128 plus the signal's number. With `lines`
+/// its standard output goes there.
 ///
 /// # Errors
 /// When the node cannot be reached.
-pub fn run(place: &Place, remote: &Remote) -> Result<u8> {
+pub fn run(
+    place: &Place,
+    invocation: &Invocation,
+    lines: Option<&mut dyn FnMut(&str)>,
+) -> Result<u8> {
     static RUNS: AtomicU32 = AtomicU32::new(0);
     connect(place)?;
     let id = format!(
@@ -250,12 +246,12 @@ pub fn run(place: &Place, remote: &Remote) -> Result<u8> {
     );
     let mut command = ssh(place);
     command.arg("-S").arg(place.control());
-    command.arg(if remote.terminal { "-tt" } else { "-T" });
-    command.arg("node").arg(remote.script(&id));
-    if remote.terminal {
+    command.arg(if invocation.terminal { "-tt" } else { "-T" });
+    command.arg("node").arg(script(invocation, &id));
+    if invocation.terminal {
         // With a terminal ssh needs to be in front, and control characters travel by themselves.
         let status = command.status().context("starting ssh")?;
-        return Ok(code(status));
+        return Ok(process::code(status));
     }
     // ssh stands apart from this process's group: Ctrl-C is ours to forward, and would otherwise
     // end ssh before the command could say its last words. A terminal must not be read by a
@@ -267,19 +263,30 @@ pub fn run(place: &Place, remote: &Remote) -> Result<u8> {
     } else {
         Stdio::inherit()
     });
+    if lines.is_some() {
+        command.stdout(Stdio::piped());
+    }
     let signals = signals::block()?;
     let mut child = command.spawn().context("starting ssh")?;
     if pump {
         pump_standard_input(&mut child);
     }
     let forward = Forward {
-        place: place.clone(),
-        id,
+        place,
+        id: &id,
         ssh: child.id(),
     };
-    thread::spawn(move || forward.run(&signals));
-    let status = child.wait().context("waiting for ssh")?;
-    Ok(code(status))
+    let ended = AtomicBool::new(false);
+    let status = thread::scope(|scope| {
+        scope.spawn(|| forward.run(&signals, &ended));
+        if let Some(lines) = lines {
+            process::each_line(&mut child, lines);
+        }
+        let status = child.wait();
+        ended.store(true, Ordering::Relaxed);
+        status
+    });
+    Ok(process::code(status.context("waiting for ssh")?))
 }
 
 fn pump_standard_input(child: &mut Child) {
@@ -293,21 +300,29 @@ fn pump_standard_input(child: &mut Child) {
 }
 
 /// Sends what this process is told to the command in the node.
-struct Forward {
-    place: Place,
-    id: String,
+struct Forward<'a> {
+    place: &'a Place,
+    id: &'a str,
     ssh: u32,
 }
 
-impl Forward {
-    fn run(&self, signals: &signals::Blocked) {
-        let mut first = true;
-        loop {
-            let Ok(signal) = signals.wait() else { return };
-            // A second Ctrl-C means it.
-            let name = if first { signal.name() } else { Signal::KILL };
-            first = false;
-            let sent = ssh(&self.place)
+impl Forward<'_> {
+    /// How many requests to end are passed on as they are before one is meant.
+    const POLITE: u32 = 2;
+
+    fn run(&self, signals: &signals::Blocked, ended: &AtomicBool) {
+        let mut seen = 0;
+        while !ended.load(Ordering::Relaxed) {
+            let Some(signal) = signals.wait_shortly() else {
+                continue;
+            };
+            seen += 1;
+            let name = if seen > Self::POLITE {
+                Signal::KILL
+            } else {
+                signal.name()
+            };
+            let sent = ssh(self.place)
                 .arg("-S")
                 .arg(self.place.control())
                 .args(["-T", "node"])
@@ -322,13 +337,6 @@ impl Forward {
             }
         }
     }
-}
-
-fn code(status: ExitStatus) -> u8 {
-    let number = status
-        .code()
-        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
-    u8::try_from(number).unwrap_or(u8::MAX)
 }
 
 #[cfg(test)]
@@ -350,11 +358,5 @@ mod tests {
     fn is_carried_with_home_is_false() {
         assert!(is_carried("VMPOD_BIN") && is_carried("CI") && is_carried("LC_ALL"));
         assert!(!is_carried("HOME") && !is_carried("CIRCLE") && !is_carried("SSH_AUTH_SOCK"));
-    }
-
-    #[test]
-    fn code_of_a_signal_is_counted_as_shells_do() {
-        assert_eq!(code(ExitStatus::from_raw(2)), 130);
-        assert_eq!(code(ExitStatus::from_raw(7 << 8)), 7);
     }
 }

@@ -124,7 +124,7 @@ impl Place {
     /// When the file cannot be written.
     pub fn write_facts(&self, facts: &Facts) -> Result<()> {
         let text = serde_json::to_string_pretty(facts).context("writing the node's facts")?;
-        super::write_atomically(&self.dir.join("node.json"), text.as_bytes())
+        workspace::write_atomically(&self.dir.join("node.json"), text.as_bytes())
     }
 
     /// The process of this node's QEMU, when it lives.

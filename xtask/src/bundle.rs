@@ -1,0 +1,202 @@
+//! `cargo xtask bundle`: everything that runs a pod, side by side as an installation has it.
+//!
+//! ```text
+//! TARGET/bundle/bin/vmpod
+//! TARGET/bundle/bin/vmpod-vmm
+//! TARGET/bundle/lib/vmpod/vmlinux
+//! TARGET/bundle/lib/vmpod/initramfs.cpio
+//! TARGET/bundle/stamp                    a hash of the four
+//! ```
+//!
+//! `vmpod` finds the others from where it lies itself. The kernel is built once for each set of
+//! inputs and kept in the cache, outside the checkout; the rest is cargo's business.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use sha2::{Digest, Sha256};
+use vmpod_guest_image::{KernelBuild, initramfs};
+
+use crate::packages;
+use crate::process;
+use crate::progress::Step;
+use crate::workspace;
+
+/// The guest's binaries are static, so the target must be named: build scripts and macros would
+/// be built static as well otherwise, and those cannot be loaded.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+#[derive(Debug, Args)]
+pub struct BundleArgs {
+    /// Build unoptimised, into TARGET/bundle-debug: faster to build, slower to run
+    #[arg(long)]
+    debug: bool,
+}
+
+/// Where a bundle lies.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    dir: PathBuf,
+}
+
+impl Bundle {
+    /// The folder that holds `bin` and `lib`.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The hash of the bundle's content.
+    ///
+    /// # Errors
+    /// When the stamp cannot be read.
+    pub fn stamp(&self) -> Result<String> {
+        let path = self.dir.join("stamp");
+        fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+    }
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// As [`build`].
+pub fn run(args: &BundleArgs) -> Result<u8> {
+    let bundle = build(args.debug)?;
+    println!("{}", bundle.dir().display());
+    Ok(0)
+}
+
+/// Brings the bundle up to date.
+///
+/// # Errors
+/// When a package cannot be installed, or a part does not build.
+pub fn build(debug: bool) -> Result<Bundle> {
+    packages::ensure(vmpod_guest_image::packages())?;
+    let root = workspace::root();
+    let target = workspace::target_dir();
+    let profile = if debug { "debug" } else { "release" };
+
+    let kernel = kernel(&root)?;
+
+    // A target directory of its own: other flags in the same one would rebuild each other's work.
+    let agent_target = target.join("static");
+    let mut step = Step::begin(format!("building the guest's agent ({profile})"));
+    let mut command = cargo(debug);
+    command.args([
+        "-p",
+        "vmpod-agent",
+        "--bin",
+        "vmpod-agent",
+        "--target",
+        TARGET,
+    ]);
+    command.arg("--target-dir").arg(&agent_target);
+    command
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    process::compile(&mut command, &mut step)?;
+    step.done();
+    let agent = agent_target.join(TARGET).join(profile).join("vmpod-agent");
+
+    let mut step = Step::begin(format!("building vmpod and vmpod-vmm ({profile})"));
+    let mut command = cargo(debug);
+    command.args([
+        "-p",
+        "vmpod-shim",
+        "-p",
+        "vmpod-vmm",
+        "--bin",
+        "vmpod",
+        "--bin",
+        "vmpod-vmm",
+    ]);
+    command.arg("--target-dir").arg(&target);
+    process::compile(&mut command, &mut step)?;
+    step.done();
+
+    let dir = target.join(if debug { "bundle-debug" } else { "bundle" });
+    for part in ["bin", "lib/vmpod"] {
+        let path = dir.join(part);
+        fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
+    }
+    let archive = agent_target.join(format!("initramfs-{profile}.cpio"));
+    initramfs::write(&agent, &archive).context("writing the guest's initramfs")?;
+    let parts = [
+        (target.join(profile).join("vmpod"), "bin/vmpod"),
+        (target.join(profile).join("vmpod-vmm"), "bin/vmpod-vmm"),
+        (kernel, "lib/vmpod/vmlinux"),
+        (archive, "lib/vmpod/initramfs.cpio"),
+    ];
+    let mut hash = Sha256::new();
+    for (source, place) in parts {
+        let content = fs::read(&source).with_context(|| format!("reading {}", source.display()))?;
+        hash.update(Sha256::digest(&content));
+        put(&source, &content, &dir.join(place))?;
+    }
+    let stamp: String = hash
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    workspace::write_atomically(&dir.join("stamp"), stamp.as_bytes())?;
+    Ok(Bundle { dir })
+}
+
+fn cargo(debug: bool) -> Command {
+    let mut command = workspace::cargo();
+    command.args(["build", "--locked"]);
+    if !debug {
+        command.arg("--release");
+    }
+    command
+}
+
+fn kernel(root: &Path) -> Result<PathBuf> {
+    let build = KernelBuild::new(&root.join("guest-image"), &workspace::cache_dir()?);
+    let mut step: Option<Step> = None;
+    let kernel = build
+        .build(&mut |progress| {
+            let step = step.get_or_insert_with(|| Step::begin("building the guest's kernel"));
+            let text = format!("{} {}", progress.phase, progress.detail);
+            step.at(progress.done, progress.total, &text);
+        })
+        .context("building the guest's kernel")?;
+    if let Some(step) = step {
+        step.done();
+    }
+    Ok(kernel)
+}
+
+/// Puts `content` at `place` unless it is there; never in place, as the old file may be running.
+fn put(source: &Path, content: &[u8], place: &Path) -> Result<()> {
+    if fs::read(place).is_ok_and(|old| old == content) {
+        return Ok(());
+    }
+    let partial = place.with_extension("partial");
+    fs::copy(source, &partial).with_context(|| format!("copying to {}", partial.display()))?;
+    fs::rename(&partial, place).with_context(|| format!("renaming to {}", place.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    use super::*;
+
+    #[test]
+    fn put_with_same_content_leaves_the_file_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, place) = (dir.path().join("a"), dir.path().join("b"));
+        fs::write(&source, "one").unwrap();
+        fs::set_permissions(&source, fs::Permissions::from_mode(0o755)).unwrap();
+        put(&source, b"one", &place).unwrap();
+        let first = fs::metadata(&place).unwrap();
+        assert_eq!(first.permissions().mode() & 0o777, 0o755);
+        put(&source, b"one", &place).unwrap();
+        assert_eq!(fs::metadata(&place).unwrap().ino(), first.ino());
+        put(&source, b"two", &place).unwrap();
+        assert_ne!(fs::metadata(&place).unwrap().ino(), first.ino());
+    }
+}

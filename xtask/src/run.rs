@@ -1,0 +1,51 @@
+//! `cargo xtask run FILE`: a pod manifest on a machine that has nothing but Rust. Installs, builds
+//! and starts what is missing, then hands over to `vmpod run` with the same file, flags, output and
+//! exit status. It knows nothing of manifests but the names of their images.
+
+use std::env;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::bundle;
+use crate::host::Host;
+use crate::process::Invocation;
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// A Pod manifest, or - for standard input
+    file: PathBuf,
+    /// Further arguments of `vmpod run`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+/// Runs the subcommand and returns the pod's exit status.
+///
+/// # Errors
+/// When something that the pod needs cannot be installed, built or started.
+pub fn run(args: &RunArgs) -> Result<u8> {
+    let bundle = bundle::build(false)?;
+    let host = Host::ready()?;
+    let place = host.place_bundle(&bundle)?;
+    let file = if args.file.as_os_str() == "-" {
+        args.file.clone()
+    } else {
+        host.visible(&args.file)?
+    };
+    let mut arguments = vec![
+        place.join("bin/vmpod").to_string_lossy().into_owned(),
+        "run".to_owned(),
+        file.to_string_lossy().into_owned(),
+    ];
+    arguments.extend(args.arguments.iter().cloned());
+    let directory = env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+    let invocation = Invocation {
+        arguments,
+        directory,
+        environment: Vec::new(),
+        terminal: false,
+    };
+    host.run(&invocation, None)
+}

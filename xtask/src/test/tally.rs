@@ -1,0 +1,103 @@
+//! Counts tests from what Rust's test programs print, the only report that they give on stable
+//! Rust. Reads lines; runs nothing.
+
+use std::fmt;
+
+/// What the test programs have reported so far.
+#[derive(Debug, Default)]
+pub struct Tally {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+    failures: Vec<String>,
+    reasons: Vec<String>,
+}
+
+impl Tally {
+    /// Takes one line of a test program's output.
+    ///
+    /// Two kinds count: `test NAME ... RESULT` for names, and the closing `test result:` line for
+    /// numbers, because a test that prints may break the former apart.
+    pub fn line(&mut self, line: &str) {
+        if let Some(summary) = line.strip_prefix("test result: ") {
+            self.passed += number_before(summary, " passed");
+            self.failed += number_before(summary, " failed");
+            self.skipped += number_before(summary, " ignored");
+            return;
+        }
+        let Some((name, result)) = line
+            .strip_prefix("test ")
+            .and_then(|rest| rest.split_once(" ... "))
+        else {
+            return;
+        };
+        if result == "FAILED" {
+            self.failures.push(name.to_owned());
+        } else if let Some(rest) = result.strip_prefix("ignored") {
+            let reason = rest.trim_start_matches([',', ' ']);
+            let reason = if reason.is_empty() {
+                "no reason given"
+            } else {
+                reason
+            };
+            self.reasons.push(format!("{name}: {reason}"));
+        }
+    }
+
+    /// Tests that failed.
+    pub fn failed(&self) -> u64 {
+        self.failed
+    }
+
+    /// Their names, as far as they could be read.
+    pub fn failures(&self) -> &[String] {
+        &self.failures
+    }
+
+    /// Tests that were not run, each with its reason.
+    pub fn skipped_reasons(&self) -> &[String] {
+        &self.reasons
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} passed, {} failed, {} skipped",
+            self.passed, self.failed, self.skipped
+        )
+    }
+}
+
+/// The number that stands right before `word`, 0 when there is none.
+fn number_before(text: &str, word: &str) -> u64 {
+    text.find(word)
+        .and_then(|at| text.get(..at))
+        .and_then(|before| before.rsplit(|c: char| !c.is_ascii_digit()).next())
+        .and_then(|digits| digits.parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tally_of_two_programs_adds_up() {
+        let mut tally = Tally::default();
+        for line in [
+            "running 3 tests",
+            "test a::b_c_d ... ok",
+            "test needs_x ... ignored, needs a node",
+            "test bad ... FAILED",
+            "test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s",
+            "test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 4 filtered out; finished in 1s",
+        ] {
+            tally.line(line);
+        }
+        assert_eq!(tally.to_string(), "13 passed, 1 failed, 1 skipped");
+        assert_eq!(tally.failures(), ["bad"]);
+        assert_eq!(tally.skipped_reasons(), ["needs_x: needs a node"]);
+    }
+}
