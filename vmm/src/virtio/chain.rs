@@ -264,6 +264,29 @@ impl<'m> IoVecs<'m> {
         usize::try_from(n).map_err(|_| io::Error::last_os_error())
     }
 
+    /// pwritev2(2) from the vectors, with its flags (`RWF_*`).
+    ///
+    /// # Errors
+    /// As the system call.
+    pub fn write_to_at_with(
+        &self,
+        fd: BorrowedFd<'_>,
+        offset: i64,
+        flags: libc::c_int,
+    ) -> io::Result<usize> {
+        // SAFETY: as in `write_to`.
+        let n = unsafe {
+            libc::pwritev2(
+                fd.as_raw_fd(),
+                self.vectors.as_ptr(),
+                self.count(),
+                offset,
+                flags,
+            )
+        };
+        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+    }
+
     /// sendmsg(2) from the vectors to a connected socket, without waiting and without SIGPIPE.
     ///
     /// # Errors
