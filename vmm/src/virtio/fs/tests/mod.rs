@@ -1,0 +1,4 @@
+//! The device driven through its rings: what a guest's kernel asks for and what comes of it on the host.
+
+mod basic;
+mod guest;
