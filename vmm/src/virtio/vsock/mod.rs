@@ -21,10 +21,8 @@ use self::guest_side::TransportReset;
 use self::host_sockets::HostSockets;
 use self::table::Table;
 use self::worker::{Host, Rings, Worker};
-use super::device::{
-    ActivateError, Activation, ActiveQueue, DeviceCounters, StoppedQueue, VirtioDevice,
-};
-use super::ring::Ring;
+use super::device::{ActivateError, Activation, DeviceCounters, StoppedQueue, VirtioDevice};
+use super::ring::{Ring, take_queue};
 use super::worker_thread::WorkerThread;
 
 mod connection;
@@ -117,16 +115,12 @@ impl VirtioDevice for Vsock {
         let Activation {
             memory,
             interrupt,
-            queues,
+            mut queues,
             ..
         } = activation;
-        let [rx, tx, event] = by_index(queues);
-        let rx = rx.ok_or(ActivateError::QueueMissing {
-            index: spec::RX_QUEUE,
-        })?;
-        let tx = tx.ok_or(ActivateError::QueueMissing {
-            index: spec::TX_QUEUE,
-        })?;
+        let rx = take_queue(&mut queues, spec::RX_QUEUE)?;
+        let tx = take_queue(&mut queues, spec::TX_QUEUE)?;
+        let event = take_queue(&mut queues, spec::EVENT_QUEUE).ok();
         let failed = |what| move |source| ActivateError::Host { what, source };
         let epoll = Epoll::new().map_err(failed("create an epoll instance"))?;
 
@@ -206,14 +200,4 @@ impl Drop for Vsock {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-fn by_index(queues: Vec<ActiveQueue>) -> [Option<ActiveQueue>; 3] {
-    let mut slots = [const { None }; 3];
-    for queue in queues {
-        if let Some(slot) = slots.get_mut(usize::from(queue.index)) {
-            *slot = Some(queue);
-        }
-    }
-    slots
 }

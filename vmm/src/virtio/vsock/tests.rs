@@ -10,6 +10,7 @@ use proptest::prelude::*;
 
 use super::spec::*;
 use super::*;
+use crate::virtio::device::ActiveQueue;
 use crate::virtio::guest_driver::{Chain, GuestDriver};
 
 const CID: u64 = 5;
