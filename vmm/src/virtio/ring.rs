@@ -355,9 +355,9 @@ mod tests {
         let memory = Arc::clone(&driver.memory);
         let (mut ring, counters) = ring(&driver, &memory, 0);
         let mut parts = ChainParts::default();
-        let cases: [(&[(u64, u32, u16)], _); 4] = [
+        let cases = [
             (
-                &[(0x1000, 4, DESC_WRITE), (0x2000, 4, 0)],
+                vec![(0x1000, 4, DESC_WRITE), (0x2000, 4, 0)],
                 ChainFault::Order,
             ),
             (vec![(u64::MAX, 4, 0)], ChainFault::OutsideMemory),
