@@ -31,7 +31,7 @@ use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
 
-use self::server::{Errno, Server};
+use self::server::{DescriptorLimits, Errno, Server};
 use self::worker::Worker;
 use crate::virtio::worker_thread::WorkerThread;
 use crate::virtio::{
@@ -99,13 +99,25 @@ impl Fs {
         queues: u16,
         read_only: bool,
     ) -> Result<Self, FsError> {
+        let limits = DescriptorLimits::of_this_process();
+        Self::with_limits(name, tag, root, queues, read_only, limits)
+    }
+
+    fn with_limits(
+        name: String,
+        tag: &str,
+        root: OwnedFd,
+        queues: u16,
+        read_only: bool,
+        limits: DescriptorLimits,
+    ) -> Result<Self, FsError> {
         if tag.is_empty() || tag.len() > spec::TAG_BYTES {
             return Err(FsError::Tag { tag: tag.into() });
         }
         if !(1..=MAX_REQUEST_QUEUES).contains(&queues) {
             return Err(FsError::Queues { queues });
         }
-        let server = Server::new(root, read_only).map_err(|error| FsError::Root {
+        let server = Server::new(root, read_only, limits).map_err(|error| FsError::Root {
             tag: tag.into(),
             source: io::Error::from_raw_os_error(error.0),
         })?;

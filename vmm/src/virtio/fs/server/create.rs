@@ -96,7 +96,7 @@ impl Server {
         let fd = host::open_at(self.proc_fds.as_fd(), own.as_c_str(), libc::O_PATH, 0)?;
         let stat = host::stat(fd.as_fd())?;
         let place = Self::place_of(parent, name, &stat);
-        let inode = self.inodes.adopt(fd, &stat, place)?;
+        let inode = self.inodes.adopt(fd, &stat, parent, place)?;
         Ok(Found { inode, stat })
     }
 

@@ -37,16 +37,16 @@ struct Maps {
 
 /// How many inodes are held open by a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct DescriptorLimits {
+pub(in crate::virtio::fs) struct DescriptorLimits {
     /// From here on, files are held by handle where their file system has handles.
-    pub(super) handles_from: usize,
+    pub(in crate::virtio::fs) handles_from: usize,
     /// From here on, files without a handle are refused.
-    pub(super) refuse_from: usize,
+    pub(in crate::virtio::fs) refuse_from: usize,
 }
 
 impl DescriptorLimits {
     /// Leaves room for open files below the limit of this process.
-    pub(super) fn of_this_process() -> Self {
+    pub(in crate::virtio::fs) fn of_this_process() -> Self {
         let limit = usize::try_from(host::open_file_limit()).unwrap_or(usize::MAX);
         Self {
             handles_from: limit / 2,
@@ -116,8 +116,8 @@ impl InodeTable {
         Some(Arc::clone(&entry.inode))
     }
 
-    /// Adds a reference to the inode of an O_PATH descriptor, which is new to the table or not. `place` is where it was
-    /// found.
+    /// Adds a reference to the inode of an O_PATH descriptor, which is new to the table or not. It was found in the
+    /// directory `parent`, at `place`.
     ///
     /// # Errors
     /// ENFILE when the table or the descriptors are used up and the file system has no handles.
@@ -125,6 +125,7 @@ impl InodeTable {
         &self,
         fd: OwnedFd,
         stat: &Stat,
+        parent: &Inode,
         place: Place,
     ) -> Result<Arc<Inode>, Errno> {
         let held = self.maps().descriptors;
@@ -140,7 +141,7 @@ impl InodeTable {
             return Ok(inode);
         }
         let by_handle = if crowded {
-            handle.clone().zip(self.mount(&fd, stat))
+            handle.clone().zip(self.mount(&fd, stat, parent))
         } else {
             None
         };
@@ -178,20 +179,24 @@ impl InodeTable {
         Ok(inode)
     }
 
-    /// An open file on the mount of `fd`, for opening handles; `None` when there is none yet and `fd` cannot be it,
-    /// because a file that may be special must not be opened.
-    fn mount(&self, fd: &OwnedFd, stat: &Stat) -> Option<Arc<OwnedFd>> {
-        if let Some(mount) = self.maps().mounts.get(&stat.0.stx_mnt_id) {
-            return Some(Arc::clone(mount));
-        }
-        if !stat.is_dir() {
-            return None;
+    /// An open directory on the mount of `fd`, for opening handles. `None` for a mounted file, which may be special and must
+    /// not be opened.
+    fn mount(&self, fd: &OwnedFd, stat: &Stat, parent: &Inode) -> Option<Arc<OwnedFd>> {
+        let mount = stat.0.stx_mnt_id;
+        if let Some(known) = self.maps().mounts.get(&mount) {
+            return Some(Arc::clone(known));
         }
         let flags = libc::O_RDONLY | libc::O_DIRECTORY;
-        let opened = Arc::new(host::open_at(fd.as_fd(), c".", flags, 0).ok()?);
+        let opened = if stat.is_dir() {
+            host::open_at(fd.as_fd(), c".", flags, 0)
+        } else if mount == parent.key.mount {
+            host::open_at(parent.fd().ok()?.as_fd(), c".", flags, 0)
+        } else {
+            return None;
+        };
+        let opened = Arc::new(opened.ok()?);
         let mut maps = self.maps();
-        let mount = maps.mounts.entry(stat.0.stx_mnt_id).or_insert(opened);
-        Some(Arc::clone(mount))
+        Some(Arc::clone(maps.mounts.entry(mount).or_insert(opened)))
     }
 
     /// Takes `count` references of a node away, and the node with the last one.

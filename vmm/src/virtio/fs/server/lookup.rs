@@ -63,7 +63,7 @@ impl Server {
         let fd = host::open_path(dir.as_fd(), name)?;
         let stat = host::stat(fd.as_fd())?;
         let place = Self::place_of(parent, name, &stat);
-        let inode = self.inodes.adopt(fd, &stat, place)?;
+        let inode = self.inodes.adopt(fd, &stat, parent, place)?;
         Ok(Found { inode, stat })
     }
 

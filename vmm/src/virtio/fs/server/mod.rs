@@ -34,7 +34,8 @@ use vm_memory::VolatileSlice;
 pub(super) use self::errno::Errno;
 use self::handle_table::HandleTable;
 use self::inode::Inode;
-use self::inode_table::{DescriptorLimits, InodeTable};
+pub(super) use self::inode_table::DescriptorLimits;
+use self::inode_table::InodeTable;
 pub(super) use self::thread::ServerThread;
 use super::fuse::{InHeader, opcode};
 use super::request::Arguments;
@@ -86,9 +87,13 @@ impl Server {
     ///
     /// # Errors
     /// ENOTDIR for a root that is no directory; what opening `/proc/self/fd` failed with.
-    pub(super) fn new(root: OwnedFd, read_only: bool) -> Result<Self, Errno> {
+    pub(super) fn new(
+        root: OwnedFd,
+        read_only: bool,
+        limits: DescriptorLimits,
+    ) -> Result<Self, Errno> {
         Ok(Self {
-            inodes: InodeTable::new(root, DescriptorLimits::of_this_process())?,
+            inodes: InodeTable::new(root, limits)?,
             handles: HandleTable::default(),
             proc_fds: host::open_proc_fds()?,
             read_only,

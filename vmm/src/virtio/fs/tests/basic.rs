@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use tempfile::tempdir;
 
 use super::guest::{Guest, OFFERED, open_root, value};
-use crate::virtio::fs::fuse::{EntryOut, ROOT_ID, StatfsOut, flag, init_flag, opcode};
+use crate::virtio::fs::fuse::{EntryOut, ROOT_ID, StatfsOut, init_flag, opcode};
 use crate::virtio::fs::{Fs, FsError};
 use crate::virtio::guest_driver::GuestDriver;
 use crate::virtio::{ActivateError, VirtioDevice};
@@ -269,38 +269,4 @@ fn statfs_gives_the_size_of_the_host_file_system() {
     let stat: StatfsOut = value(&guest.call(opcode::STATFS, ROOT_ID, &[]).unwrap());
     assert!(stat.blocks > 0 && stat.bfree <= stat.blocks);
     assert_eq!(stat.namelen, 255);
-}
-
-#[test]
-fn shared_file_is_kept_by_the_guest_only_while_unchanged() {
-    let dir = tempdir().unwrap();
-    let path = dir.path().join("f");
-    fs::write(&path, "one").unwrap();
-    let past = std::time::SystemTime::now() - std::time::Duration::from_secs(5);
-    let set_past = || {
-        fs::File::options()
-            .write(true)
-            .open(&path)
-            .unwrap()
-            .set_modified(past)
-            .unwrap();
-        // The change time is now; let it settle.
-        std::thread::sleep(std::time::Duration::from_millis(80));
-    };
-    set_past();
-    let mut guest = Guest::new(dir.path());
-    let node = guest.walk("f").nodeid;
-    let mut keeps =
-        || guest.open(node, libc::O_RDONLY).unwrap().open_flags & flag::FOPEN_KEEP_CACHE != 0;
-    assert!(!keeps());
-    assert!(keeps());
-    // Same size, same modification time: the change time tells.
-    fs::write(&path, "two").unwrap();
-    set_past();
-    assert!(!keeps());
-    assert!(keeps());
-    // While the file may change within a tick of its times, nothing is kept.
-    fs::write(&path, "six").unwrap();
-    assert!(!keeps());
-    assert!(!keeps());
 }

@@ -13,6 +13,7 @@ use crate::virtio::fs::fuse::{
     MknodIn, OpenIn, OpenOut, OutHeader, ROOT_ID, ReadIn, ReleaseIn, Rename2In, SetattrIn,
     SetxattrIn, WriteIn, WriteOut, opcode,
 };
+use crate::virtio::fs::server::DescriptorLimits;
 use crate::virtio::guest_driver::GuestDriver;
 
 /// Space for replies, as the largest READ needs.
@@ -92,7 +93,24 @@ impl Guest {
 
     pub(super) fn before_init(path: &Path, read_only: bool) -> Self {
         require_root();
-        let mut fs = Fs::new("fs0".into(), "share", open_root(path), 2, read_only).unwrap();
+        Self::over(Fs::new("fs0".into(), "share", open_root(path), 2, read_only).unwrap())
+    }
+
+    /// A started device after FUSE_INIT that holds this many inodes open before it uses handles, or refuses.
+    pub(super) fn with_descriptors(path: &Path, handles_from: usize, refuse_from: usize) -> Self {
+        require_root();
+        let limits = DescriptorLimits {
+            handles_from,
+            refuse_from,
+        };
+        let root = open_root(path);
+        let fs = Fs::with_limits("fs0".into(), "share", root, 2, false, limits).unwrap();
+        let mut guest = Self::over(fs);
+        guest.init(OFFERED).unwrap();
+        guest
+    }
+
+    fn over(mut fs: Fs) -> Self {
         let driver = GuestDriver::new(3, 256);
         let features = fs.features();
         driver.activate(&mut fs, features);

@@ -1,4 +1,10 @@
 //! The device driven through its rings: what a guest's kernel asks for and what comes of it on the host.
 
 mod basic;
+mod caching;
+mod contents;
 mod guest;
+mod hostile;
+mod lifetime;
+mod ownership;
+mod xattrs;
