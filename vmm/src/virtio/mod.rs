@@ -7,6 +7,7 @@ pub mod blk;
 pub mod chain;
 pub mod device;
 pub mod fs;
+pub mod mmio;
 pub mod net;
 pub mod ring;
 pub mod rng;

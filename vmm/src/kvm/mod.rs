@@ -1,0 +1,224 @@
+//! The machine as KVM has it: the VM with its interrupt controllers, memory slots, and vCPUs with their threads.
+//!
+//! Owned by the control thread; each vCPU descriptor moves into its thread. Does not know devices: they are reached
+//! through the buses of `machine`.
+
+pub mod cpuid;
+pub mod exits;
+pub mod run_gate;
+pub mod vcpu_state;
+pub mod vcpu_thread;
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vmm_sys_util::errno;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::virtio::GuestMemory;
+use crate::{layout, memory};
+
+/// The only version of the interface there has been since Linux 2.6.22.
+const API_VERSION: i32 = 12;
+
+/// KVM cannot do what the machine needs.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// `/dev/kvm` cannot be opened.
+    #[error(
+        "open /dev/kvm; the host needs hardware virtualisation with the kvm_intel or kvm_amd module loaded, and this process read and write access"
+    )]
+    Open(#[source] errno::Error),
+    /// Another interface.
+    #[error("KVM has API version {0} instead of 12; the host's KVM is not Linux's")]
+    ApiVersion(i32),
+    /// A capability is missing.
+    #[error("the host's KVM lacks {0}; a newer host kernel has it")]
+    Missing(&'static str),
+    /// More vCPUs than the host allows.
+    #[error("the machine has {asked} vCPUs and the host's KVM allows {limit}")]
+    TooManyVcpus {
+        /// vCPUs asked for.
+        asked: u8,
+        /// KVM_CAP_MAX_VCPUS.
+        limit: usize,
+    },
+    /// An ioctl failed.
+    #[error("ioctl {what}")]
+    Ioctl {
+        /// Name of the ioctl.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: errno::Error,
+    },
+    /// A model-specific register was refused.
+    #[error("KVM does not take a value for MSR {index:#x}")]
+    Msr {
+        /// Register.
+        index: u32,
+    },
+    /// A list is longer than its type allows.
+    #[error("too many {what} for one ioctl")]
+    TooManyEntries {
+        /// What is listed.
+        what: &'static str,
+    },
+    /// Guest memory has no host address.
+    #[error("find the host address of guest memory")]
+    Memory(#[source] vm_memory::GuestMemoryError),
+}
+
+impl KvmError {
+    /// For `map_err` behind an ioctl.
+    pub(crate) fn ioctl(what: &'static str) -> impl FnOnce(errno::Error) -> Self {
+        move |source| Self::Ioctl { what, source }
+    }
+}
+
+/// A KVM virtual machine.
+#[derive(Debug)]
+pub struct Vm {
+    // The slots of `fd` point into `memory`, so it is kept at least as long: fields drop in order.
+    fd: VmFd,
+    memory: GuestMemory,
+    supported: CpuId,
+    tsc_deadline: bool,
+}
+
+impl Vm {
+    /// A machine with interrupt controllers and `memory`, without vCPUs.
+    ///
+    /// No PIT: the guest has kvm-clock and the APIC timer, and a PIT that ticks costs exits.
+    ///
+    /// # Errors
+    /// KVM is missing, too old, or refuses.
+    pub fn new(memory: GuestMemory, vcpus: u8) -> Result<Self, KvmError> {
+        let kvm = Kvm::new().map_err(KvmError::Open)?;
+        let version = kvm.get_api_version();
+        if version != API_VERSION {
+            return Err(KvmError::ApiVersion(version));
+        }
+        for (cap, name) in [
+            (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+            (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+            (Cap::Irqfd, "KVM_CAP_IRQFD"),
+            (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+            (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+            (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+            (Cap::MpState, "KVM_CAP_MP_STATE"),
+            (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+        ] {
+            if !kvm.check_extension(cap) {
+                return Err(KvmError::Missing(name));
+            }
+        }
+        let limit = kvm.get_max_vcpus();
+        if usize::from(vcpus) > limit {
+            return Err(KvmError::TooManyVcpus {
+                asked: vcpus,
+                limit,
+            });
+        }
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(KvmError::ioctl("KVM_GET_SUPPORTED_CPUID"))?;
+        let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+        let fd = create_vm(&kvm)?;
+        fd.set_identity_map_address(layout::IDENTITY_MAP)
+            .map_err(KvmError::ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        fd.set_tss_address(layout::TSS)
+            .map_err(KvmError::ioctl("KVM_SET_TSS_ADDR"))?;
+        fd.create_irq_chip()
+            .map_err(KvmError::ioctl("KVM_CREATE_IRQCHIP"))?;
+        let vm = Self {
+            fd,
+            memory,
+            supported,
+            tsc_deadline,
+        };
+        vm.register_memory()?;
+        Ok(vm)
+    }
+
+    fn register_memory(&self) -> Result<(), KvmError> {
+        let memory: &GuestMemoryMmap<()> = &self.memory;
+        for (slot, region) in (0u32..).zip(memory.iter()) {
+            let region = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().raw_value(),
+                memory_size: region.len(),
+                userspace_addr: memory::host_address(region).map_err(KvmError::Memory)?,
+            };
+            // SAFETY: the range is a mapping of `self.memory`, which lives as long as the VM does, and the slots do not
+            // overlap because the regions do not.
+            unsafe { self.fd.set_user_memory_region(region) }
+                .map_err(KvmError::ioctl("KVM_SET_USER_MEMORY_REGION"))?;
+        }
+        Ok(())
+    }
+
+    /// Creates vCPU `id` of `count`; the first one starts at `entry`, the others wait for it.
+    ///
+    /// # Errors
+    /// KVM refuses.
+    pub fn create_vcpu(&self, id: u8, count: u8, entry: u64) -> Result<VcpuFd, KvmError> {
+        let vcpu = self
+            .fd
+            .create_vcpu(u64::from(id))
+            .map_err(KvmError::ioctl("KVM_CREATE_VCPU"))?;
+        let entries = cpuid::entries(
+            self.supported.as_slice(),
+            cpuid::Processor {
+                id,
+                count,
+                tsc_deadline: self.tsc_deadline,
+            },
+        );
+        let cpuid = CpuId::from_entries(&entries).map_err(|_| KvmError::TooManyEntries {
+            what: "CPUID entries",
+        })?;
+        vcpu_state::initialise(&vcpu, &cpuid)?;
+        if id == 0 {
+            vcpu_state::enter_kernel(&vcpu, entry)?;
+        }
+        Ok(vcpu)
+    }
+
+    /// Raises interrupt line `gsi` whenever `irq` is written to.
+    ///
+    /// # Errors
+    /// KVM refuses.
+    pub fn attach_irq(&self, irq: &EventFd, gsi: u32) -> Result<(), KvmError> {
+        self.fd
+            .register_irqfd(irq, gsi)
+            .map_err(KvmError::ioctl("KVM_IRQFD"))
+    }
+
+    /// Writes to `kick` when the guest writes the 32-bit `value` to `address`, without an exit to user space.
+    ///
+    /// # Errors
+    /// KVM refuses.
+    pub fn attach_notification(
+        &self,
+        kick: &EventFd,
+        address: u64,
+        value: u32,
+    ) -> Result<(), KvmError> {
+        self.fd
+            .register_ioevent(kick, &IoEventAddress::Mmio(address), value)
+            .map_err(KvmError::ioctl("KVM_IOEVENTFD"))
+    }
+}
+
+fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
+    loop {
+        match kvm.create_vm() {
+            Ok(fd) => return Ok(fd),
+            // A signal came in while KVM set up; nothing is left of the attempt.
+            Err(e) if e.errno() == libc::EINTR => {}
+            Err(e) => return Err(KvmError::ioctl("KVM_CREATE_VM")(e)),
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! The machine: built from a configuration, run, paused, measured, ended.
+//!
+//! Owned by the control thread. Does not speak the control protocol and does not confine the process.
+
+mod buses;
+pub mod devices;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use vm_superio::Serial;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmpod_vmm_api::{
+    ConfigError, DeviceMetrics, MachineConfig, MachineInfo, MachineState, Metrics,
+};
+
+use self::buses::Buses;
+use self::devices::DeviceError;
+use crate::boot::{self, BootError};
+use crate::console::SerialIrq;
+use crate::console::log::{ConsoleLog, LogError};
+use crate::ending::Ending;
+use crate::kvm::run_gate::{RunGate, Wanted};
+use crate::kvm::vcpu_thread::{Shared, VcpuThread, install_kick_handler};
+use crate::kvm::{KvmError, Vm};
+use crate::layout;
+use crate::memory::{self, MemoryError};
+use crate::virtio::GuestMemory;
+use crate::virtio::mmio::{MmioBus, MmioTransport, NOTIFY_OFFSET, TransportError};
+
+/// The machine could not be built or started.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// The configuration is out of range.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// Kernel, initramfs or command line.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Console log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// Device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// Transport of a device.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// A descriptor or thread.
+    #[error("{what}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A machine with everything opened, whose vCPUs have not run yet.
+#[derive(Debug)]
+pub struct BuiltMachine {
+    config: MachineConfig,
+    memory: GuestMemory,
+    vm: Vm,
+    buses: Arc<Buses>,
+    windows: Arc<MmioBus>,
+    entry: u64,
+}
+
+/// A running machine.
+#[derive(Debug)]
+pub struct Machine {
+    config: MachineConfig,
+    gate: Arc<RunGate>,
+    vcpus: Vec<VcpuThread>,
+    buses: Arc<Buses>,
+    windows: Arc<MmioBus>,
+    memory: GuestMemory,
+    // Last, so that it outlives the threads that run it.
+    _vm: Vm,
+}
+
+impl BuiltMachine {
+    /// Opens and loads everything the machine needs. Nothing of the configuration's paths and descriptors is needed
+    /// afterwards.
+    ///
+    /// # Errors
+    /// The configuration is out of range, or the host cannot provide something.
+    pub fn build(config: MachineConfig) -> Result<Self, CreateError> {
+        config.validate()?;
+        let host = |what| move |source| CreateError::Host { what, source };
+        let memory = memory::allocate(config.memory_mib)?;
+        let vm = Vm::new(Arc::clone(&memory), config.vcpus)?;
+        let log = ConsoleLog::create(&config.console_log, config.console_log_bytes)?;
+        let irq = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+            .map_err(host("create the console's interrupt"))?;
+        vm.attach_irq(&irq, layout::SERIAL_IRQ)?;
+        let devices = devices::build(&config)?;
+        let mut transports = Vec::with_capacity(devices.len());
+        for (index, device) in devices.into_iter().enumerate() {
+            let transport = MmioTransport::new(device, Arc::clone(&memory))?;
+            attach(&vm, &transport, index)?;
+            transports.push(transport);
+        }
+        let entry = boot::prepare(&memory, &config.kernel, config.vcpus, transports.len())?;
+        let windows = Arc::new(MmioBus::new(transports));
+        let buses = Arc::new(Buses::new(
+            Serial::new(SerialIrq(irq), log),
+            Arc::clone(&windows),
+        ));
+        Ok(Self {
+            config,
+            memory,
+            vm,
+            buses,
+            windows,
+            entry,
+        })
+    }
+
+    /// Creates the vCPUs and lets them run.
+    ///
+    /// # Errors
+    /// KVM or the host refuses a vCPU or its thread.
+    pub fn start(self, ending: Arc<Ending>) -> Result<Machine, CreateError> {
+        let host = |what| move |source| CreateError::Host { what, source };
+        install_kick_handler().map_err(host("install the signal handler of the vCPUs"))?;
+        let gate = Arc::new(RunGate::default());
+        let shared = Shared {
+            access: self.buses.clone(),
+            gate: Arc::clone(&gate),
+            ending,
+        };
+        let count = self.config.vcpus;
+        let mut fds = Vec::with_capacity(usize::from(count));
+        for id in 0..count {
+            fds.push(self.vm.create_vcpu(id, count, self.entry)?);
+        }
+        let mut machine = Machine {
+            config: self.config,
+            gate,
+            vcpus: Vec::with_capacity(fds.len()),
+            buses: self.buses,
+            windows: self.windows,
+            memory: self.memory,
+            _vm: self.vm,
+        };
+        for (id, fd) in (0u8..).zip(fds) {
+            // When one of them fails the machine's drop ends those before.
+            machine.vcpus.push(
+                VcpuThread::start(id, fd, shared.clone()).map_err(host("start a vCPU thread"))?,
+            );
+        }
+        Ok(machine)
+    }
+}
+
+/// Wires a device's interrupt and notifications to KVM.
+fn attach(vm: &Vm, transport: &MmioTransport, index: usize) -> Result<(), KvmError> {
+    vm.attach_irq(transport.interrupt().line(), layout::irq(index))?;
+    for (queue, kick) in (0u32..).zip(transport.kicks()) {
+        vm.attach_notification(kick, layout::window(index) + NOTIFY_OFFSET, queue)?;
+    }
+    Ok(())
+}
+
+impl Machine {
+    /// Gets all vCPUs out of the guest and keeps them there. Devices go on.
+    pub fn pause(&self) {
+        self.gate.ask(Wanted::Pause);
+        self.kick();
+        self.gate.wait_standing(self.vcpus.len());
+    }
+
+    /// Lets the vCPUs run again.
+    pub fn resume(&self) {
+        self.gate.ask(Wanted::Run);
+    }
+
+    fn kick(&self) {
+        for vcpu in &self.vcpus {
+            vcpu.kick();
+        }
+    }
+
+    /// Ends vCPUs and devices. Idempotent.
+    pub fn stop(&mut self) {
+        self.gate.ask(Wanted::Stop);
+        self.kick();
+        for vcpu in self.vcpus.drain(..) {
+            vcpu.join();
+        }
+        self.windows.stop();
+        self.buses.write_out_console();
+    }
+
+    /// What this machine is and how it is.
+    #[must_use]
+    pub fn info(&self) -> MachineInfo {
+        MachineInfo {
+            id: self.config.id.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: match self.gate.wanted() {
+                Wanted::Run => MachineState::Running,
+                Wanted::Pause => MachineState::Paused,
+                Wanted::Stop => MachineState::Exited,
+            },
+            vcpus: self.config.vcpus,
+            memory_mib: self.config.memory_mib,
+            pid: std::process::id(),
+        }
+    }
+
+    /// Counters.
+    ///
+    /// # Errors
+    /// Guest memory cannot be looked at.
+    pub fn metrics(&self) -> Result<Metrics, MemoryError> {
+        let mut vcpu_exits = BTreeMap::new();
+        for vcpu in &self.vcpus {
+            for (name, count) in vcpu.counts().named() {
+                *vcpu_exits.entry(name.to_owned()).or_default() += count;
+            }
+        }
+        let mut devices = BTreeMap::new();
+        for transport in self.windows.devices() {
+            let device = transport.device();
+            let counters = device.counters();
+            let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+            devices.insert(
+                device.name().to_owned(),
+                DeviceMetrics {
+                    requests: read(&counters.requests),
+                    read_bytes: read(&counters.read_bytes),
+                    written_bytes: read(&counters.written_bytes),
+                    errors: read(&counters.errors),
+                    interrupts: read(&counters.interrupts),
+                    notifications: read(&counters.notifications),
+                },
+            );
+        }
+        Ok(Metrics {
+            vcpu_exits,
+            memory_resident_bytes: memory::resident_bytes(&self.memory)?,
+            memory_reported_bytes: 0,
+            devices,
+        })
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,179 @@
+//! Guest RAM: private anonymous memory, reserved lazily, with a hole below 4 GiB for devices.
+//!
+//! Created once by the machine and then shared, never resized. Does not know KVM's memory slots.
+
+use std::io;
+use std::sync::Arc;
+
+use vm_memory::{
+    Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MemoryRegionAddress,
+};
+
+use crate::layout;
+use crate::virtio::GuestMemory;
+
+/// Pages looked at with one mincore(2).
+const RESIDENCY_PAGES: usize = 4096;
+const PAGE: usize = 4096;
+
+/// Guest RAM could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The size cannot be addressed.
+    #[error("guest memory of {mib} MiB does not fit into the address space")]
+    TooLarge {
+        /// Size asked for.
+        mib: u64,
+    },
+    /// mmap(2) failed.
+    #[error("reserve {mib} MiB of guest memory")]
+    Map {
+        /// Size asked for.
+        mib: u64,
+        /// Why.
+        #[source]
+        source: vm_memory::mmap::FromRangesError,
+    },
+    /// madvise(2) or mincore(2) failed.
+    #[error("{what} on guest memory")]
+    Advice {
+        /// The system call and its purpose.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Guest-physical ranges of `mib` MiB of RAM: `(start, bytes)`, ascending, one or two.
+///
+/// # Errors
+/// The size does not fit into the address space.
+pub fn ranges(mib: u64) -> Result<Vec<(GuestAddress, usize)>, MemoryError> {
+    let too_large = || MemoryError::TooLarge { mib };
+    let bytes = mib.checked_mul(1 << 20).ok_or_else(too_large)?;
+    let low = bytes.min(layout::LOW_RAM_END);
+    let high = bytes - low;
+    layout::RAM_ABOVE.checked_add(high).ok_or_else(too_large)?;
+    let size = |n: u64| usize::try_from(n).map_err(|_| MemoryError::TooLarge { mib });
+    let mut ranges = vec![(GuestAddress(0), size(low)?)];
+    if high > 0 {
+        ranges.push((GuestAddress(layout::RAM_ABOVE), size(high)?));
+    }
+    Ok(ranges)
+}
+
+/// Reserves `mib` MiB. Nothing is resident until it is touched.
+///
+/// # Errors
+/// The host refuses the mapping.
+pub fn allocate(mib: u64) -> Result<GuestMemory, MemoryError> {
+    let memory = GuestMemoryMmap::from_ranges(&ranges(mib)?)
+        .map_err(|source| MemoryError::Map { mib, source })?;
+    for region in memory.iter() {
+        // A pod touches its memory sparsely at first and gives pages back one by one: a huge page would keep 2 MiB
+        // resident for 4 KiB in use. A core dump of the VMM must not hold the guest's memory.
+        advise(region, libc::MADV_NOHUGEPAGE, "madvise(MADV_NOHUGEPAGE)")?;
+        advise(region, libc::MADV_DONTDUMP, "madvise(MADV_DONTDUMP)")?;
+    }
+    Ok(Arc::new(memory))
+}
+
+fn advise(
+    region: &GuestRegionMmap<()>,
+    advice: libc::c_int,
+    what: &'static str,
+) -> Result<(), MemoryError> {
+    // SAFETY: the range is exactly a mapping that the region owns, and neither advice changes its contents.
+    let result = unsafe { libc::madvise(region.as_ptr().cast(), region.size(), advice) };
+    if result == 0 {
+        return Ok(());
+    }
+    let source = io::Error::last_os_error();
+    // A kernel built without transparent huge pages knows no such advice, and needs none.
+    if advice == libc::MADV_NOHUGEPAGE && source.raw_os_error() == Some(libc::EINVAL) {
+        return Ok(());
+    }
+    Err(MemoryError::Advice { what, source })
+}
+
+/// Host address of the first byte of a region.
+///
+/// # Errors
+/// Never for a region of [`allocate`].
+pub fn host_address(region: &GuestRegionMmap<()>) -> vm_memory::GuestMemoryResult<u64> {
+    Ok(region.get_host_address(MemoryRegionAddress(0))? as u64)
+}
+
+/// End of the RAM below 4 GiB.
+#[must_use]
+pub fn low_end(memory: &GuestMemoryMmap<()>) -> u64 {
+    memory
+        .iter()
+        .next()
+        .map_or(0, |region| region.start_addr().raw_value() + region.len())
+}
+
+/// Bytes of guest memory that are resident on the host, pages of the kernel image that the host shares between machines
+/// included.
+///
+/// # Errors
+/// mincore(2) failed.
+pub fn resident_bytes(memory: &GuestMemoryMmap<()>) -> Result<u64, MemoryError> {
+    let mut pages = 0u64;
+    let mut seen = vec![0u8; RESIDENCY_PAGES];
+    for region in memory.iter() {
+        let total = region.size().div_ceil(PAGE);
+        for first in (0..total).step_by(RESIDENCY_PAGES) {
+            let n = (total - first).min(RESIDENCY_PAGES);
+            // SAFETY: pages `first..first + n` lie inside the region's mapping, and `seen` holds a byte for each.
+            let result = unsafe {
+                libc::mincore(
+                    region.as_ptr().add(first * PAGE).cast(),
+                    n * PAGE,
+                    seen.as_mut_ptr(),
+                )
+            };
+            if result != 0 {
+                return Err(MemoryError::Advice {
+                    what: "mincore",
+                    source: io::Error::last_os_error(),
+                });
+            }
+            pages += seen.iter().take(n).map(|b| u64::from(b & 1)).sum::<u64>();
+        }
+    }
+    Ok(pages * PAGE as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn memory_beyond_the_hole_continues_at_4_gib() {
+        assert_eq!(ranges(64).unwrap(), [(GuestAddress(0), 64 << 20)]);
+        assert_eq!(
+            ranges(6144).unwrap(),
+            [
+                (GuestAddress(0), 0xd000_0000),
+                (GuestAddress(1 << 32), (6144 << 20) - 0xd000_0000)
+            ]
+        );
+        assert!(ranges(u64::MAX / 2).is_err());
+    }
+
+    #[test]
+    fn memory_untouched_is_not_resident_and_touched_pages_are() {
+        let memory = allocate(6144).unwrap();
+        assert_eq!(resident_bytes(&memory).unwrap(), 0);
+        for at in [0u64, 0x5000, (1 << 32) + 0x3000] {
+            memory.write_obj(1u8, GuestAddress(at)).unwrap();
+        }
+        assert_eq!(resident_bytes(&memory).unwrap(), 3 * 4096);
+        assert_eq!(low_end(&memory), 0xd000_0000);
+    }
+}
