@@ -1,0 +1,201 @@
+//! A `vmpod-vmm` process under test, spoken to over its inherited control socket.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use vmpod_vmm_api::{
+    Event, ExitReason, KernelConfig, MachineConfig, Message, Metrics, Reply, Request,
+};
+
+use crate::guest_init;
+
+/// Longest time for anything the machine is waited for: the emulated node is slow.
+pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// The process, and its files.
+pub struct VmmProcess {
+    pub child: Child,
+    stream: BufReader<UnixStream>,
+    pub dir: tempfile::TempDir,
+}
+
+impl VmmProcess {
+    pub fn start() -> Self {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let theirs = OwnedFd::from(theirs);
+        let fd = theirs.as_raw_fd();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmpod-vmm"));
+        command
+            .args(["--control-fd", &fd.to_string()])
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped());
+        // SAFETY: fcntl is async-signal-safe, and the descriptor stays open until spawn returns.
+        unsafe {
+            command.pre_exec(move || {
+                libc::fcntl(fd, libc::F_SETFD, 0);
+                Ok(())
+            });
+        }
+        let child = command.spawn().unwrap();
+        ours.set_read_timeout(Some(LIMIT)).unwrap();
+        Self {
+            child,
+            stream: BufReader::new(ours),
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    /// A machine that boots the kernel of VMPOD_KERNEL with the test's init, which then does `action`.
+    pub fn config(&self, vcpus: u8, memory_mib: u64, action: &str) -> MachineConfig {
+        let kernel = std::env::var_os("VMPOD_KERNEL")
+            .expect("VMPOD_KERNEL names the guest kernel (vmlinux) to boot");
+        let initramfs = self.dir.path().join("initramfs");
+        guest_init::write_initramfs(&initramfs);
+        MachineConfig {
+            id: "test".into(),
+            vcpus,
+            memory_mib,
+            kernel: KernelConfig {
+                vmlinux: kernel.into(),
+                initramfs: Some(initramfs),
+                extra_cmdline: format!("-- {action}"),
+            },
+            console_log: self.console_path(),
+            console_log_bytes: 1 << 20,
+            shares: vec![],
+            nets: vec![],
+            blocks: vec![],
+            vsock: None,
+            balloon: false,
+            jail: None,
+        }
+    }
+
+    fn console_path(&self) -> PathBuf {
+        self.dir.path().join("console.log")
+    }
+
+    pub fn console(&self) -> String {
+        std::fs::read(self.console_path())
+            .map(|b| String::from_utf8_lossy(&b).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// Waits until the console holds `text`.
+    pub fn wait_console(&self, text: &str) {
+        let end = Instant::now() + LIMIT;
+        while !self.console().contains(text) {
+            assert!(
+                Instant::now() < end,
+                "no {text:?} on the console within {LIMIT:?}: {}",
+                self.console()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn send(&mut self, request: &Request) {
+        let mut line = serde_json::to_vec(request).unwrap();
+        line.push(b'\n');
+        self.stream.get_mut().write_all(&line).unwrap();
+    }
+
+    pub fn receive(&mut self) -> Message {
+        let mut line = String::new();
+        self.stream.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|e| panic!("{line:?}: {e}"))
+    }
+
+    pub fn request(&mut self, request: &Request) -> Reply {
+        self.send(request);
+        match self.receive() {
+            Message::Reply(reply) => reply,
+            Message::Event(event) => panic!("an event instead of a reply: {event:?}"),
+        }
+    }
+
+    pub fn create(&mut self, config: MachineConfig) {
+        let reply = self.request(&Request::Create(Box::new(config)));
+        assert_eq!(reply, Reply::Done);
+    }
+
+    pub fn metrics(&mut self) -> Metrics {
+        match self.request(&Request::Metrics) {
+            Reply::Metrics(metrics) => metrics,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits for the event of the end.
+    pub fn exited(&mut self) -> ExitReason {
+        match self.receive() {
+            Message::Event(Event::Exited { exit }) => exit,
+            Message::Reply(reply) => panic!("a reply instead of an event: {reply:?}"),
+        }
+    }
+
+    /// Closes the control connection.
+    pub fn hang_up(&mut self) {
+        self.stream
+            .get_ref()
+            .shutdown(std::net::Shutdown::Both)
+            .unwrap();
+    }
+
+    /// Waits for the process; its exit status and messages.
+    pub fn wait(&mut self) -> (Option<i32>, String) {
+        use std::io::Read;
+        let end = Instant::now() + LIMIT;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                let mut text = String::new();
+                if let Some(stderr) = &mut self.child.stderr {
+                    stderr.read_to_string(&mut text).unwrap();
+                }
+                return (status.code(), text);
+            }
+            assert!(Instant::now() < end, "the VMM did not end within {LIMIT:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Bytes of anonymous memory of the process beside guest memory. Guest memory is the run of adjoining mappings of at
+    /// least `guest_bytes`: the kernel image is mapped into the middle of it.
+    pub fn anonymous_bytes_beside_guest(&self, guest_bytes: u64) -> u64 {
+        let path = format!("/proc/{}/smaps", self.child.id());
+        let text = std::fs::read_to_string(Path::new(&path)).unwrap();
+        // Start, end and anonymous bytes of each run.
+        let mut runs: Vec<(u64, u64, u64)> = Vec::new();
+        for line in text.lines() {
+            let mut words = line.split_whitespace();
+            let first = words.next().unwrap_or_default();
+            if first == "Anonymous:" {
+                let kib: u64 = words.next().unwrap().parse().unwrap();
+                runs.last_mut().unwrap().2 += kib * 1024;
+            } else if let Some((start, end)) = first.split_once('-') {
+                let number = |text| u64::from_str_radix(text, 16).unwrap();
+                let (start, end) = (number(start), number(end));
+                match runs.last_mut() {
+                    Some(run) if run.1 == start => run.1 = end,
+                    _ => runs.push((start, end, 0)),
+                }
+            }
+        }
+        let (guest, own): (Vec<_>, Vec<_>) =
+            runs.into_iter().partition(|r| r.1 - r.0 >= guest_bytes);
+        assert!(!guest.is_empty(), "no guest memory in {text}");
+        own.iter().map(|r| r.2).sum()
+    }
+}
+
+impl Drop for VmmProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
