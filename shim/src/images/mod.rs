@@ -1,1 +1,37 @@
 //! Container images: references, pull, import, the content-addressed store, unpacked layers.
+//!
+//! - `reference`: names as people write them, normalised.
+//! - `store`, `index`, `scratch`: `<root>/images`, shared by all pods and processes.
+//! - `manifest`: manifests, indexes and configurations, checked.
+//! - `layer`: tar streams of strangers, unpacked safely into overlay-ready directories.
+//! - `import`: OCI layouts and docker archives.
+//! - `user`: `User` of an image as numbers.
+//! - `progress`: what a pull or an import tells while it works.
+//!
+//! Nothing here mounts, runs or knows of pods: callers pass which manifests are in use.
+
+mod digest;
+mod import;
+mod index;
+mod layer;
+mod manifest;
+mod progress;
+mod reference;
+mod scratch;
+mod store;
+mod user;
+
+#[cfg(test)]
+mod archive_fixture;
+#[cfg(test)]
+mod store_tests;
+
+pub use digest::{Digest, DigestError};
+pub use import::{ImportCause, ImportError, ImportOptions};
+pub use layer::tar_stream::TarError;
+pub use layer::unpack::{UnpackError, UnpackLimits};
+pub use manifest::{ManifestError, Platform};
+pub use progress::{Event, Progress, Silent};
+pub use reference::{Reference, ReferenceError};
+pub use store::{Collected, Image, LayerError, Lease, Store, StoreError};
+pub use user::{User, UserError, groups_of_uid, resolve_user};
