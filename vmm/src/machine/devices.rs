@@ -1,9 +1,22 @@
 //! Builds the virtio devices that a configuration asks for, in a fixed order.
+//!
+//! Opens what the configuration names; afterwards no path of it is needed. To be called before the process confines
+//! itself, with its final limit of open files.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
 use vmpod_vmm_api::MachineConfig;
 
 use crate::virtio::VirtioDevice;
+use crate::virtio::fs::{Fs, FsError};
+use crate::virtio::net::{Net, NetError};
 use crate::virtio::rng::Rng;
+use crate::virtio::vsock::{Vsock, VsockError};
 
 /// A device could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +29,76 @@ pub enum DeviceError {
         /// Field of the configuration.
         field: &'static str,
     },
+    /// A descriptor number is wrong.
+    #[error("device {name}: descriptor {fd} was not inherited, or is named twice")]
+    Descriptor {
+        /// Device name.
+        name: String,
+        /// The number.
+        fd: RawFd,
+    },
+    /// A shared directory cannot be opened.
+    #[error("device {name}: open shared directory {}", path.display())]
+    Share {
+        /// Device name.
+        name: String,
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The file system device.
+    #[error("device {name}")]
+    Fs {
+        /// Device name.
+        name: String,
+        /// Why not.
+        #[source]
+        source: FsError,
+    },
+    /// The network device.
+    #[error("device {name}")]
+    Net {
+        /// Device name.
+        name: String,
+        /// Why not.
+        #[source]
+        source: NetError,
+    },
+    /// The socket device.
+    #[error("device {name}")]
+    Vsock {
+        /// Device name.
+        name: String,
+        /// Why not.
+        #[source]
+        source: VsockError,
+    },
+}
+
+/// Descriptors that the parent process left open for devices; each is taken once.
+#[derive(Debug, Default)]
+struct Inherited(BTreeSet<RawFd>);
+
+impl Inherited {
+    fn take(&mut self, name: &str, fd: RawFd) -> Result<OwnedFd, DeviceError> {
+        let fail = || DeviceError::Descriptor {
+            name: name.to_owned(),
+            fd,
+        };
+        // 0 to 2 belong to the standard library. A number that this process opened itself has FD_CLOEXEC set, one that
+        // came through exec has not.
+        // SAFETY: fcntl on a number that is no descriptor fails without effect.
+        let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+        if fd <= 2 || flags < 0 || flags & libc::FD_CLOEXEC != 0 || !self.0.insert(fd) {
+            return Err(fail());
+        }
+        // SAFETY: as above.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+        // SAFETY: the descriptor is open, was not opened by this process, and is taken only once.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
 }
 
 /// The devices, in the order of their windows.
@@ -29,15 +112,39 @@ pub fn build(config: &MachineConfig) -> Result<Vec<Box<dyn VirtioDevice>>, Devic
             field,
         })
     };
-    let devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new("rng0"))];
-    if config.vsock.is_some() {
-        return unknown("vsock0", "vsock");
+    let mut inherited = Inherited::default();
+    let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new("rng0"))];
+    if let Some(vsock) = &config.vsock {
+        let name = "vsock0".to_owned();
+        let device = Vsock::new(name.clone(), vsock.guest_cid, &vsock.uds_path)
+            .map_err(|source| DeviceError::Vsock { name, source })?;
+        devices.push(Box::new(device));
     }
-    if !config.shares.is_empty() {
-        return unknown("fs0", "shares");
+    for (i, share) in config.shares.iter().enumerate() {
+        let name = format!("fs{i}");
+        let root = open_directory(&share.path).map_err(|source| DeviceError::Share {
+            name: name.clone(),
+            path: share.path.clone(),
+            source,
+        })?;
+        let device = Fs::new(
+            name.clone(),
+            &share.tag,
+            root,
+            share.queues,
+            share.read_only,
+        )
+        .map_err(|source| DeviceError::Fs { name, source })?;
+        devices.push(Box::new(device));
     }
-    if !config.nets.is_empty() {
-        return unknown("net0", "nets");
+    for (i, net) in config.nets.iter().enumerate() {
+        let name = format!("net{i}");
+        let tap = inherited.take(&name, net.tap_fd)?;
+        // Validated with the configuration.
+        let mac = net.mac_bytes().unwrap_or_default();
+        let device = Net::new(name.clone(), tap, mac, net.mtu)
+            .map_err(|source| DeviceError::Net { name, source })?;
+        devices.push(Box::new(device));
     }
     if !config.blocks.is_empty() {
         return unknown("blk0", "blocks");
@@ -46,4 +153,35 @@ pub fn build(config: &MachineConfig) -> Result<Vec<Box<dyn VirtioDevice>>, Devic
         return unknown("balloon0", "balloon");
     }
     Ok(devices)
+}
+
+/// A handle on a directory that may be used without further rights to its path.
+fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY | libc::O_PATH)
+        .open(path)
+        .map(|file: File| OwnedFd::from(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inherited_descriptor_is_taken_once_and_own_ones_never() {
+        let (a, _b) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut inherited = Inherited::default();
+        // Rust opens with FD_CLOEXEC: not inherited.
+        let own = std::os::fd::AsRawFd::as_raw_fd(&a);
+        assert!(inherited.take("net0", own).is_err());
+        // SAFETY: duplicating an open descriptor.
+        let through_exec = unsafe { libc::dup(own) };
+        let taken = inherited.take("net0", through_exec).unwrap();
+        assert!(inherited.take("net1", through_exec).is_err());
+        drop(taken);
+        for fd in [-1, 0, 2, 9999] {
+            assert!(inherited.take("net0", fd).is_err());
+        }
+    }
 }

@@ -7,7 +7,11 @@ mod vmm_process;
 
 use std::time::Duration;
 
-use vmpod_vmm_api::{ExitReason, MachineState, Reply, Request};
+use std::os::fd::AsRawFd;
+
+use vmpod_vmm_api::{
+    ExitReason, MachineState, NetConfig, Reply, Request, ShareConfig, VsockConfig,
+};
 
 use crate::vmm_process::VmmProcess;
 
@@ -136,6 +140,56 @@ fn machine_whose_host_hangs_up_or_signals_ends() {
     unsafe { libc::kill(vmm.child.id() as i32, libc::SIGTERM) };
     assert_eq!(vmm.exited(), ExitReason::Terminated { signal: 15 });
     assert_eq!(vmm.wait(), (Some(0), String::new()));
+}
+
+#[test]
+#[ignore = "needs KVM: run by cargo xtask test in the node"]
+fn machine_with_devices_boots_and_its_drivers_start_them() {
+    let mut vmm = VmmProcess::start_with_tap("vmmtest0");
+    let mut config = vmm.config(1, 128, "wait");
+    config.vsock = Some(VsockConfig {
+        guest_cid: 3,
+        uds_path: vmm.dir.path().join("vsock"),
+    });
+    config.shares.push(ShareConfig {
+        tag: "pod".into(),
+        path: vmm.dir.path().to_owned(),
+        queues: 2,
+        read_only: false,
+    });
+    config.nets.push(NetConfig {
+        tap_fd: vmm.tap.as_ref().unwrap().as_raw_fd(),
+        mac: "02:00:00:00:00:01".into(),
+        mtu: 1500,
+    });
+    vmm.create(config);
+    vmm.wait_console("READY");
+    let metrics = vmm.metrics();
+    println!("{metrics:?}");
+    let names: Vec<_> = metrics.devices.keys().map(String::as_str).collect();
+    assert_eq!(names, ["fs0", "net0", "rng0", "vsock0"]);
+    // The vsock driver hands its receive buffers out as soon as it has started.
+    assert!(metrics.devices["vsock0"].notifications > 0);
+    assert_eq!(vmm.request(&Request::Stop), Reply::Done);
+    assert_eq!(vmm.exited(), ExitReason::Stopped);
+    assert_eq!(vmm.wait(), (Some(0), String::new()));
+}
+
+#[test]
+#[ignore = "needs KVM: run by cargo xtask test in the node"]
+fn machine_with_a_descriptor_that_is_no_tap_is_refused() {
+    let mut vmm = VmmProcess::start();
+    let mut config = vmm.config(1, 128, "wait");
+    config.nets.push(NetConfig {
+        tap_fd: 77,
+        mac: "02:00:00:00:00:01".into(),
+        mtu: 1500,
+    });
+    let Reply::Error { message } = vmm.request(&Request::Create(Box::new(config))) else {
+        panic!("accepted");
+    };
+    assert!(message.contains("net0: descriptor 77"), "{message}");
+    assert_eq!(vmm.wait().0, Some(1));
 }
 
 #[test]

@@ -22,22 +22,37 @@ pub struct VmmProcess {
     pub child: Child,
     stream: BufReader<UnixStream>,
     pub dir: tempfile::TempDir,
+    /// A tap that the process has inherited under the same number.
+    pub tap: Option<OwnedFd>,
 }
 
 impl VmmProcess {
     pub fn start() -> Self {
+        Self::spawn(None)
+    }
+
+    /// With a tap of this name, which goes away with the test.
+    pub fn start_with_tap(name: &str) -> Self {
+        Self::spawn(Some(open_tap(name)))
+    }
+
+    fn spawn(tap: Option<OwnedFd>) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let theirs = OwnedFd::from(theirs);
         let fd = theirs.as_raw_fd();
+        let tap_fd = tap.as_ref().map(AsRawFd::as_raw_fd);
         let mut command = Command::new(env!("CARGO_BIN_EXE_vmpod-vmm"));
         command
             .args(["--control-fd", &fd.to_string()])
             .stdin(Stdio::null())
             .stderr(Stdio::piped());
-        // SAFETY: fcntl is async-signal-safe, and the descriptor stays open until spawn returns.
+        // SAFETY: fcntl is async-signal-safe, and the descriptors stay open until spawn returns.
         unsafe {
             command.pre_exec(move || {
                 libc::fcntl(fd, libc::F_SETFD, 0);
+                if let Some(tap) = tap_fd {
+                    libc::fcntl(tap, libc::F_SETFD, 0);
+                }
                 Ok(())
             });
         }
@@ -47,6 +62,7 @@ impl VmmProcess {
             child,
             stream: BufReader::new(ours),
             dir: tempfile::tempdir().unwrap(),
+            tap,
         }
     }
 
@@ -198,4 +214,25 @@ impl Drop for VmmProcess {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A new tap as the network device wants it.
+fn open_tap(name: &str) -> OwnedFd {
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+        .unwrap();
+    // SAFETY: a zeroed ifreq is a valid one; TUNSETIFF reads it and nothing else.
+    let result = unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags =
+            (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+        libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request)
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    file.into()
 }
