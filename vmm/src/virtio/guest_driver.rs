@@ -217,6 +217,8 @@ impl GuestDriver {
     pub(crate) fn wait_used(&mut self, queue: usize, limit: Duration) -> Used {
         let end = Instant::now() + limit;
         loop {
+            // Counted before the look at the ring, so that an interrupt in between ends the wait.
+            let before = *self.interrupt.queues.lock().unwrap();
             if let Some(used) = self.poll_used(queue) {
                 return used;
             }
@@ -225,12 +227,12 @@ impl GuestDriver {
                 "the device used nothing on queue {queue} within {limit:?}"
             );
             let raised = self.interrupt.queues.lock().unwrap();
-            // Short, because an interrupt between the look and this wait is not seen.
-            drop(
-                self.interrupt
-                    .raised
-                    .wait_timeout(raised, Duration::from_millis(5)),
-            );
+            // Bounded, because a driver that asked for no interrupt gets none.
+            drop(self.interrupt.raised.wait_timeout_while(
+                raised,
+                Duration::from_millis(5),
+                |now| *now == before,
+            ));
         }
     }
 
