@@ -101,6 +101,7 @@ pub mod flag {
     pub const FATTR_ATIME_NOW: u32 = 1 << 7;
     pub const FATTR_MTIME_NOW: u32 = 1 << 8;
     pub const FATTR_KILL_SUIDGID: u32 = 1 << 11;
+    pub const GETATTR_FH: u32 = 1 << 0;
     pub const FOPEN_KEEP_CACHE: u32 = 1 << 1;
     pub const FOPEN_CACHE_DIR: u32 = 1 << 3;
     pub const WRITE_CACHE: u32 = 1 << 0;
@@ -147,6 +148,8 @@ wire! {
     BatchForgetIn = 8 { count: u32, dummy: u32, }
     /// One of BATCH_FORGET.
     ForgetOne = 16 { nodeid: u64, nlookup: u64, }
+    /// GETATTR.
+    GetattrIn = 16 { getattr_flags: u32, dummy: u32, fh: u64, }
     /// STATX.
     StatxIn = 24 { getattr_flags: u32, reserved: u32, fh: u64, sx_flags: u32, sx_mask: u32, }
     /// A point in time within [`Statx`].

@@ -17,6 +17,7 @@ pub mod fuse;
 mod request;
 mod server;
 pub mod spec;
+pub mod syscalls;
 mod worker;
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! Shared by all workers through the inode table. Never opens the file for I/O.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::errno::Errno;
@@ -58,7 +58,7 @@ impl ContentStamp {
     }
 
     /// True when a change in the next moment might leave the stamp as it is: file times advance in ticks of up to 10 ms.
-    fn is_fresh(&self) -> bool {
+    pub(super) fn is_fresh(&self) -> bool {
         const SETTLED_NANOS: i128 = 50_000_000;
         let Ok(now) = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH) else {
             return true;
@@ -82,6 +82,8 @@ pub(super) struct Inode {
     place: AtomicU8,
     /// Set at each open of a shared file, unless the file was still changing. Shared by the workers that open it.
     opened: Mutex<Option<ContentStamp>>,
+    /// Counts modification times that were told differently; see [`Self::distinct_nanos`].
+    told: AtomicU64,
 }
 
 impl Inode {
@@ -93,6 +95,7 @@ impl Inode {
             anchor,
             place: AtomicU8::new(place as u8),
             opened: Mutex::new(None),
+            told: AtomicU64::new(0),
         }
     }
 
@@ -136,5 +139,35 @@ impl Inode {
         let unchanged = *opened == Some(now);
         *opened = (!now.is_fresh()).then_some(now);
         unchanged
+    }
+
+    /// Nanoseconds of a modification time that differ from `nanos` and from what was returned last, in the lowest byte.
+    pub(super) fn distinct_nanos(&self, nanos: u32) -> u32 {
+        // 1 to 255, so that the time is another one; flipping bits of the lowest byte of a number below 10^9 keeps it
+        // below, because 999,999,999 ends in 0xff.
+        let change = 1 + self.told.fetch_add(1, Ordering::Relaxed) % 255;
+        nanos ^ change as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn distinct_nanos_never_repeat_and_stay_in_range() {
+        let file = std::fs::File::open("/").unwrap();
+        let stat = super::super::host::stat(file.as_fd()).unwrap();
+        let inode = Inode::new(1, &stat, Anchor::Fd(file.into()), Place::Root);
+        for nanos in [0, 1, 77_777, 999_999_999] {
+            let mut last = nanos;
+            for _ in 0..600 {
+                let now = inode.distinct_nanos(nanos);
+                assert!(now != last && now != nanos && now < 1_000_000_000);
+                last = now;
+            }
+        }
     }
 }

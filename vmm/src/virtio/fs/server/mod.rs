@@ -141,7 +141,7 @@ impl Server {
             opcode::WRITE => self.write(thread, args, request)?,
             opcode::DESTROY => self.destroy(),
             opcode::LOOKUP => self.lookup(thread, header, args)?,
-            opcode::GETATTR => self.getattr(thread, header)?,
+            opcode::GETATTR => self.getattr(thread, header, args)?,
             opcode::STATX => self.statx(thread, header, args)?,
             opcode::SETATTR => self.setattr(thread, header, args)?,
             opcode::READLINK => self.readlink(thread, header)?,

@@ -2,13 +2,14 @@
 
 use std::ffi::CString;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 use tempfile::tempdir;
+use vm_memory::ByteValued;
 
-use super::guest::{Guest, OFFERED};
-use crate::virtio::fs::fuse::{EntryOut, ROOT_ID, flag, init_flag};
+use super::guest::{Guest, OFFERED, value};
+use crate::virtio::fs::fuse::{AttrOut, EntryOut, GetattrIn, ROOT_ID, flag, init_flag, opcode};
 
 /// A tmpfs at a path, unmounted at the end.
 struct Mounted(PathBuf);
@@ -93,6 +94,38 @@ fn host_write_is_seen_by_the_next_read_and_getattr() {
     assert_eq!(guest.read(fh, 0, 10).unwrap(), b"three");
     let attr = guest.getattr(node).unwrap();
     assert_eq!((attr.attr_valid, attr.attr_valid_nsec), (0, 0));
+}
+
+#[test]
+fn read_of_a_file_that_just_changed_never_finds_the_same_time() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("f");
+    let file = fs::File::create(&path).unwrap();
+    let mut guest = Guest::new(dir.path());
+    let node = guest.walk("f").nodeid;
+    let fh = guest.open(node, libc::O_RDONLY).unwrap().fh;
+    let get = GetattrIn {
+        getattr_flags: flag::GETATTR_FH,
+        dummy: 0,
+        fh,
+    };
+    let before_read = |guest: &mut Guest| {
+        let reply = guest.call(opcode::GETATTR, node, &[get.as_slice()]);
+        let attr = value::<AttrOut>(&reply.unwrap()).attr;
+        (attr.mtime, attr.mtimensec)
+    };
+    file.set_modified(std::time::SystemTime::now()).unwrap();
+    let times = [0; 3].map(|_| before_read(&mut guest));
+    assert_ne!(times[0], times[1]);
+    assert_ne!(times[1], times[2]);
+    // What stat(2) gets is the truth, and a read does too once the file is quiet.
+    let host = fs::metadata(&path).unwrap();
+    let truth = (host.mtime().cast_unsigned(), host.mtime_nsec() as u32);
+    let attr = guest.getattr(node).unwrap().attr;
+    assert_eq!((attr.mtime, attr.mtimensec), truth);
+    std::thread::sleep(std::time::Duration::from_millis(80));
+    assert_eq!(before_read(&mut guest), truth);
+    assert_eq!(before_read(&mut guest), truth);
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod caching;
 mod contents;
 mod guest;
 mod hostile;
+mod kernel;
 mod lifetime;
 mod ownership;
 mod xattrs;

@@ -2,9 +2,13 @@
 //!
 //! Thin: one call each, borrowed descriptors in, owned ones out. Decides nothing.
 
-use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+mod file_handle;
+pub(super) mod xattr;
 
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+pub(super) use self::file_handle::FileHandle;
 use super::errno::Errno;
 
 /// What statx(2) is asked for.
@@ -316,143 +320,6 @@ pub(super) fn read_entries(fd: BorrowedFd<'_>, into: &mut [u8]) -> Result<usize,
     usize::try_from(n).map_err(|_| Errno::last())
 }
 
-/// Extended attributes of an open file. The calling thread's working directory is `/proc/self/fd`, so that the
-/// descriptor's number is its path; this reaches symbolic links and special files without opening them.
-pub(super) mod xattr {
-    use super::{AsFd, BorrowedFd, CStr, Errno, FdName};
-
-    fn length(n: isize) -> Result<usize, Errno> {
-        usize::try_from(n).map_err(|_| Errno::last())
-    }
-
-    pub(in super::super) fn get(
-        fd: BorrowedFd<'_>,
-        name: &CStr,
-        into: &mut [u8],
-    ) -> Result<usize, Errno> {
-        let path = FdName::new(fd.as_fd());
-        // SAFETY: texts are NUL-terminated; pointer and length are those of a live slice.
-        length(unsafe {
-            libc::getxattr(
-                path.as_c_str().as_ptr(),
-                name.as_ptr(),
-                into.as_mut_ptr().cast(),
-                into.len(),
-            )
-        })
-    }
-
-    pub(in super::super) fn list(fd: BorrowedFd<'_>, into: &mut [u8]) -> Result<usize, Errno> {
-        let path = FdName::new(fd);
-        // SAFETY: the path is NUL-terminated; pointer and length are those of a live slice.
-        length(unsafe {
-            libc::listxattr(
-                path.as_c_str().as_ptr(),
-                into.as_mut_ptr().cast(),
-                into.len(),
-            )
-        })
-    }
-
-    pub(in super::super) fn set(
-        fd: BorrowedFd<'_>,
-        name: &CStr,
-        value: &[u8],
-        flags: libc::c_int,
-    ) -> Result<(), Errno> {
-        let path = FdName::new(fd);
-        // SAFETY: texts are NUL-terminated; pointer and length are those of a live slice.
-        super::check(unsafe {
-            libc::setxattr(
-                path.as_c_str().as_ptr(),
-                name.as_ptr(),
-                value.as_ptr().cast(),
-                value.len(),
-                flags,
-            )
-        })
-    }
-
-    pub(in super::super) fn remove(fd: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
-        let path = FdName::new(fd);
-        // SAFETY: texts are NUL-terminated.
-        super::check(unsafe { libc::removexattr(path.as_c_str().as_ptr(), name.as_ptr()) })
-    }
-}
-
-/// Largest file handle (`MAX_HANDLE_SZ`, name_to_handle_at(2)).
-const MAX_HANDLE: usize = 128;
-
-/// Names a file for as long as its file system exists, without holding it open.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct FileHandle {
-    kind: i32,
-    bytes: Box<[u8]>,
-}
-
-/// `struct file_handle` with room for the largest.
-#[repr(C)]
-struct RawHandle {
-    length: u32,
-    kind: i32,
-    bytes: [u8; MAX_HANDLE],
-}
-
-impl FileHandle {
-    /// The handle of an open file; EOPNOTSUPP when its file system has none.
-    pub(super) fn of(fd: BorrowedFd<'_>) -> Result<Self, Errno> {
-        let mut raw = RawHandle {
-            length: MAX_HANDLE as u32,
-            kind: 0,
-            bytes: [0; MAX_HANDLE],
-        };
-        let mut mount = 0i32;
-        // SAFETY: `raw` has the layout of file_handle with `length` bytes of room, and `mount` is live.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_name_to_handle_at,
-                fd.as_raw_fd(),
-                c"".as_ptr(),
-                &raw mut raw,
-                &raw mut mount,
-                libc::AT_EMPTY_PATH,
-            )
-        };
-        if result < 0 {
-            return Err(Errno::last());
-        }
-        let bytes = raw.bytes.get(..raw.length as usize).ok_or(Errno::EIO)?;
-        Ok(Self {
-            kind: raw.kind,
-            bytes: bytes.into(),
-        })
-    }
-
-    /// Opens the file again with O_PATH. `mount` is any open file (not O_PATH) of the same mount. Needs
-    /// CAP_DAC_READ_SEARCH; ESTALE when the file is gone.
-    pub(super) fn open(&self, mount: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-        let mut raw = RawHandle {
-            length: u32::try_from(self.bytes.len()).map_err(|_| Errno::EIO)?,
-            kind: self.kind,
-            bytes: [0; MAX_HANDLE],
-        };
-        raw.bytes
-            .get_mut(..self.bytes.len())
-            .ok_or(Errno::EIO)?
-            .copy_from_slice(&self.bytes);
-        // SAFETY: `raw` has the layout of file_handle and is live.
-        let fd = unsafe {
-            libc::syscall(
-                libc::SYS_open_by_handle_at,
-                mount.as_raw_fd(),
-                &raw mut raw,
-                libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC,
-            )
-        };
-        owned(libc::c_int::try_from(fd).map_err(|_| Errno::EIO)?)
-    }
-}
-
 /// The open-files limit of this process.
 pub(super) fn open_file_limit() -> u64 {
     let mut limit = libc::rlimit {
@@ -468,11 +335,10 @@ pub(super) fn open_file_limit() -> u64 {
 
 /// Opens `/proc/self/fd` of this process, the way back from a descriptor to a path.
 pub(super) fn open_proc_fds() -> Result<OwnedFd, Errno> {
-    let path = CString::from(c"/proc/self/fd");
     // SAFETY: the path is NUL-terminated.
     owned(unsafe {
         libc::open(
-            path.as_ptr(),
+            c"/proc/self/fd".as_ptr(),
             libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC,
         )
     })
@@ -480,6 +346,8 @@ pub(super) fn open_proc_fds() -> Result<OwnedFd, Errno> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
 
     #[test]
