@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use virtio_queue::DescriptorChain;
-use vm_memory::{Bytes, GuestMemory as _, GuestMemoryMmap, Permissions, VolatileSlice};
+use vm_memory::{GuestMemory as _, GuestMemoryMmap, Permissions, VolatileSlice};
 
 /// Most pieces that a chain may fall into: what one system call takes (`IOV_MAX`, readv(2)).
 pub const MAX_PIECES: usize = 1024;
@@ -118,25 +118,6 @@ pub fn copy_in(pieces: &[VolatileSlice<'_>], offset: usize, from: &[u8]) -> usiz
         let part = rest.get(..piece.len()).unwrap_or(rest);
         piece.copy_from(part);
         done += part.len();
-    }
-    done
-}
-
-/// Zeroes the pieces from byte `offset` on, `len` bytes or what there is; returns how much there was.
-pub fn zero(pieces: &[VolatileSlice<'_>], offset: usize, len: usize) -> usize {
-    const ZEROS: [u8; 4096] = [0; 4096];
-    let mut done = 0;
-    for piece in window(pieces, offset, len) {
-        let mut at = 0;
-        while at < piece.len() {
-            let n = (piece.len() - at).min(ZEROS.len());
-            // It is inside the piece: `at + n <= piece.len()`.
-            if piece.write(ZEROS.get(..n).unwrap_or(&ZEROS), at).is_err() {
-                return done;
-            }
-            at += n;
-        }
-        done += piece.len();
     }
     done
 }
@@ -329,8 +310,7 @@ mod tests {
         assert_eq!(copy_out(&parts, 12, &mut out), 0);
         assert_eq!(copy_in(&parts, 7, b"XYZ"), 3);
         assert_eq!(copy_in(&parts, 11, b"long"), 1);
-        assert_eq!(zero(&parts, 0, 2), 2);
-        assert_eq!(&buffer, b"\0\0cdefgXYZkl");
+        assert_eq!(&buffer, b"abcdefgXYZkl");
     }
 
     #[test]

@@ -10,8 +10,9 @@ use std::sync::mpsc;
 
 use vmm_sys_util::epoll::Epoll;
 
+use self::request::Receiving;
 use self::tap::{Tap, Wire};
-use self::worker::{Receiving, Worker};
+use self::worker::Worker;
 use super::device::{ActivateError, Activation, DeviceCounters, StoppedQueue, VirtioDevice};
 use super::ring::{Ring, take_queue};
 use super::worker_thread::WorkerThread;

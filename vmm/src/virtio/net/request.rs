@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use vm_memory::VolatileSlice;
 
-use super::spec::{HEADER_BYTES, LONGEST_PACKET, NUM_BUFFERS_OFFSET, SHORTEST_FRAME};
+use super::spec::{HEADER_BYTES, LONGEST_PACKET, NUM_BUFFERS_OFFSET, SHORTEST_FRAME, VLAN_BYTES};
 use crate::virtio::chain::{ChainParts, IoVecs, MAX_PIECES, copy_in, total_len};
 
 /// Bytes of the frame in a transmit chain; `None` when there can be none in it.
@@ -13,6 +13,24 @@ pub fn frame_len(readable: &[VolatileSlice<'_>]) -> Option<usize> {
     let total = total_len(readable);
     let frame = total.checked_sub(HEADER_BYTES)?;
     (frame >= SHORTEST_FRAME && total <= LONGEST_PACKET).then_some(frame)
+}
+
+/// What was agreed on with the driver about packets to it.
+#[derive(Clone, Copy, Debug)]
+pub struct Receiving {
+    /// Packets may span chains.
+    pub mergeable: bool,
+    /// Bytes of the longest packet that the wire should give, with its header.
+    pub longest: usize,
+}
+
+impl Receiving {
+    /// True when a read of `n` bytes into `room` bytes may have lost the end of a frame. A frame that fills the room
+    /// exactly is taken for whole where one of full size has room; only a rare one with a VLAN tag is longer.
+    #[must_use]
+    pub fn is_cut(&self, n: usize, room: usize) -> bool {
+        n > self.longest || (n == room && room + VLAN_BYTES < self.longest)
+    }
 }
 
 /// A receive chain that waits.
@@ -80,9 +98,9 @@ impl<'m> ReceiveBuffers<'m> {
         true
     }
 
-    /// Where the next packet goes; returns the room in bytes.
-    pub fn target(&self, mergeable: bool, vectors: &mut IoVecs<'m>) -> usize {
-        let room = self.room(mergeable).min(LONGEST_PACKET);
+    /// Where the next packet goes; returns the room in bytes, at most one more than the longest packet has.
+    pub fn target(&self, receiving: Receiving, vectors: &mut IoVecs<'m>) -> usize {
+        let room = self.room(receiving.mergeable).min(receiving.longest + 1);
         vectors.fill(self.pieces.get(self.first..).unwrap_or_default(), 0, room)
     }
 

@@ -48,8 +48,10 @@ pub const HEADER_BYTES: usize = 12;
 /// Where `num_buffers` is in it: 16 bits, little-endian.
 pub const NUM_BUFFERS_OFFSET: usize = 10;
 
+/// Bytes of a VLAN tag.
+pub const VLAN_BYTES: usize = 4;
 /// Bytes of an Ethernet header with a VLAN tag.
-pub const ETHERNET_BYTES: usize = 14 + 4;
+pub const ETHERNET_BYTES: usize = 14 + VLAN_BYTES;
 /// Bytes of an Ethernet header: no frame is shorter.
 pub const SHORTEST_FRAME: usize = 14;
 /// Most bytes of a packet with its header: a large piece has up to 65535 behind the Ethernet header.

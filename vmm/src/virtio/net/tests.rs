@@ -258,6 +258,23 @@ fn ring_too_small_for_a_large_packet_still_works_and_cut_frames_are_dropped() {
 }
 
 #[test]
+fn buffers_of_the_smallest_size_take_full_frames_and_longer_ones_are_dropped() {
+    let mut guest = Guest::new(0, 64);
+    guest.give_buffers(4, 1526);
+    guest.wire_send(&frame(2000, 1));
+    guest.wire_send(&frame(1514, 2));
+    // The first was taken for whole: nothing tells the two apart.
+    assert_eq!(guest.receive().1, frame(1514, 1)[..1514]);
+    assert_eq!(guest.receive().1, frame(1514, 2));
+    let mut guest = Guest::new(F_MRG_RXBUF, 64);
+    guest.give_buffers(8, 1526);
+    guest.wire_send(&frame(2000, 1));
+    guest.wire_send(&frame(1514, 2));
+    assert_eq!(guest.receive().1, frame(1514, 2));
+    assert_eq!(guest.errors(), 1);
+}
+
+#[test]
 fn frames_wait_in_order_while_the_guest_gives_no_buffers() {
     let mut guest = Guest::new(F_EVENT_IDX, 64);
     for seed in 0..20 {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::request::{ReceiveBuffers, frame_len};
+use super::request::{ReceiveBuffers, Receiving, frame_len};
 use super::spec::{HEADER_BYTES, SHORTEST_FRAME};
 use super::tap::Wire;
 use crate::virtio::chain::{ChainParts, IoVecs};
@@ -24,15 +24,6 @@ const STOP: u64 = 0;
 const RX_KICK: u64 = 1;
 const TX_KICK: u64 = 2;
 const WIRE: u64 = 3;
-
-/// What was agreed on with the driver.
-#[derive(Clone, Copy, Debug)]
-pub struct Receiving {
-    /// Packets may span chains.
-    pub mergeable: bool,
-    /// Bytes of the longest packet that the wire gives, with its header.
-    pub longest: usize,
-}
 
 /// What a direction waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,7 +158,6 @@ impl<'m> Worker<'m> {
 
     /// Moves frames from the wire to the guest.
     fn receive(&mut self, scratch: &mut Scratch<'m>) -> Progress {
-        let Receiving { mergeable, longest } = self.receiving;
         self.rx.disable_notifications();
         for _ in 0..BATCH {
             if !self.post(scratch) {
@@ -177,7 +167,7 @@ impl<'m> Worker<'m> {
                     Progress::Driver
                 };
             }
-            let room = scratch.posted.target(mergeable, &mut scratch.vectors);
+            let room = scratch.posted.target(self.receiving, &mut scratch.vectors);
             let n = match scratch.vectors.read_from(self.wire.as_fd()) {
                 Ok(0) => return Progress::Wire,
                 Ok(n) => n,
@@ -189,8 +179,7 @@ impl<'m> Worker<'m> {
                     return Progress::Wire;
                 }
             };
-            // A frame that fills all there was may have been cut.
-            if n < HEADER_BYTES + SHORTEST_FRAME || (n == room && room != longest) {
+            if n < HEADER_BYTES + SHORTEST_FRAME || self.receiving.is_cut(n, room) {
                 DeviceCounters::add(&self.counters.errors, 1);
                 continue;
             }
@@ -207,7 +196,7 @@ impl<'m> Worker<'m> {
         let Receiving { mergeable, longest } = self.receiving;
         loop {
             let enough = if mergeable {
-                scratch.posted.room(true) >= longest || scratch.posted.is_full()
+                scratch.posted.room(true) > longest || scratch.posted.is_full()
             } else {
                 !scratch.posted.is_empty()
             };

@@ -125,14 +125,14 @@ impl<'m> Worker<'m> {
 
     /// Gives packets to the guest while there are any and it has room. Returns true when there may be more.
     pub(super) fn give_packets(&mut self) -> bool {
-        if matches!(self.transport_reset, TransportReset::Told { .. }) {
+        if matches!(self.host.transport_reset, TransportReset::Told { .. }) {
             return false;
         }
         let mut parts = std::mem::take(&mut self.parts);
         self.rings.rx.disable_notifications();
         let mut more = true;
         for _ in 0..BATCH {
-            if self.resets.is_empty() && !self.host.table.has_turns() {
+            if self.host.resets.is_empty() && !self.host.table.has_turns() {
                 more = false;
                 break;
             }
@@ -164,7 +164,7 @@ impl<'m> Worker<'m> {
 
     /// The next packet to the guest, payload already in place.
     fn next_packet(&mut self, writable: &[VolatileSlice<'m>], room: usize) -> Option<Header> {
-        if let Some(reset) = self.resets.pop_front() {
+        if let Some(reset) = self.host.resets.pop_front() {
             return Some(reset);
         }
         while let Some(token) = self.host.table.next_turn() {
@@ -187,10 +187,10 @@ impl<'m> Worker<'m> {
     /// Tells the guest of a transport reset if that is due, and looks whether it took note.
     pub(super) fn advance_transport_reset(&mut self) {
         let Some(ring) = &mut self.rings.event else {
-            self.transport_reset = TransportReset::Done;
+            self.host.transport_reset = TransportReset::Done;
             return;
         };
-        match self.transport_reset {
+        match self.host.transport_reset {
             TransportReset::Done => {}
             TransportReset::Due => {
                 while let Some(taken) = ring.take(&mut self.parts) {
@@ -201,7 +201,7 @@ impl<'m> Worker<'m> {
                         let available = ring.pending();
                         ring.signal();
                         ring.enable_notifications_beyond(available);
-                        self.transport_reset = TransportReset::Told {
+                        self.host.transport_reset = TransportReset::Told {
                             available,
                             until: Instant::now() + RESET_LIMIT,
                         };
@@ -212,7 +212,7 @@ impl<'m> Worker<'m> {
             }
             TransportReset::Told { available, until } => {
                 if ring.pending() > available || Instant::now() >= until {
-                    self.transport_reset = TransportReset::Done;
+                    self.host.transport_reset = TransportReset::Done;
                 }
             }
         }

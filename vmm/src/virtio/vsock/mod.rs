@@ -19,7 +19,6 @@ use vmm_sys_util::epoll::Epoll;
 
 use self::guest_side::TransportReset;
 use self::host_sockets::HostSockets;
-use self::table::Table;
 use self::worker::{Host, Rings, Worker};
 use super::device::{ActivateError, Activation, DeviceCounters, StoppedQueue, VirtioDevice};
 use super::ring::{Ring, take_queue};
@@ -72,10 +71,7 @@ impl Vsock {
             name,
             guest_cid,
             counters: Arc::default(),
-            host: Some(Host {
-                sockets: HostSockets::bind(uds_path)?,
-                table: Table::default(),
-            }),
+            host: Some(Host::new(HostSockets::bind(uds_path)?)),
             worker: None,
             was_active: false,
         })
@@ -128,11 +124,7 @@ impl VirtioDevice for Vsock {
             .iter()
             .all(|active| active.queue.next_avail() == 0 && active.queue.next_used() == 0);
         // A driver that is under way has met another device before: the machine was restored from a snapshot.
-        let transport_reset = if !fresh && !self.was_active {
-            TransportReset::Due
-        } else {
-            TransportReset::Done
-        };
+        let restored = !fresh && !self.was_active;
         let counters = Arc::clone(&self.counters);
         let guest_cid = u64::from(self.guest_cid);
         let (give, given) = mpsc::channel::<Host>();
@@ -140,7 +132,9 @@ impl VirtioDevice for Vsock {
         let worker = WorkerThread::spawn(&self.name, move |stop| {
             let mut host = given.recv().ok()?;
             if fresh {
-                host.table.forget_connections();
+                host.forget_guest();
+            } else if restored {
+                host.transport_reset = TransportReset::Due;
             }
             let ring = |active| {
                 Ring::new(
@@ -155,14 +149,7 @@ impl VirtioDevice for Vsock {
                 tx: ring(tx),
                 event: event.map(ring),
             };
-            let worker = Worker::new(
-                host,
-                rings,
-                guest_cid,
-                Arc::clone(&counters),
-                epoll,
-                transport_reset,
-            );
+            let worker = Worker::new(host, rings, guest_cid, Arc::clone(&counters), epoll);
             Some(worker.run(stop.as_raw_fd()))
         })
         .map_err(failed("start the thread of the socket device"))?;

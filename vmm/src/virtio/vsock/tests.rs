@@ -83,8 +83,22 @@ impl Guest {
         header
     }
 
+    /// Activates the device with queues that were stopped.
+    fn resume(&mut self, stopped: Vec<StoppedQueue>) {
+        let mut activation = self.driver.activation(0);
+        activation.queues = stopped
+            .into_iter()
+            .map(|s| ActiveQueue {
+                index: s.index,
+                queue: s.queue,
+                kick: s.kick,
+            })
+            .collect();
+        self.device.activate(activation).unwrap();
+    }
+
     fn stays_silent(&mut self) -> bool {
-        self.driver.stays_unused(RX, Duration::from_millis(60))
+        self.driver.stays_unused(RX, Duration::from_millis(25))
     }
 
     fn client(&self) -> UnixStream {
@@ -693,16 +707,7 @@ fn open_connections_outlive_a_pause_and_end_with_a_fresh_driver() {
     let stopped = guest.device.stop();
     assert_eq!(stopped.len(), 3);
     client.write_all(b"while paused").unwrap();
-    let mut activation = guest.driver.activation(0);
-    activation.queues = stopped
-        .into_iter()
-        .map(|s| ActiveQueue {
-            index: s.index,
-            queue: s.queue,
-            kick: s.kick,
-        })
-        .collect();
-    guest.device.activate(activation).unwrap();
+    guest.resume(stopped);
     assert_eq!(guest.receive().1, b"while paused");
     guest.send(rw(reply, b"ok"), b"ok");
     let mut got = [0; 2];
@@ -721,6 +726,16 @@ fn open_connections_outlive_a_pause_and_end_with_a_fresh_driver() {
 }
 
 #[test]
+fn reset_that_waits_for_a_buffer_outlives_a_pause() {
+    let mut guest = Guest::new(0, 0);
+    guest.send(rw(packet(7, 8), b""), b"");
+    let stopped = guest.device.stop();
+    guest.resume(stopped);
+    guest.give_buffer(1000);
+    assert_eq!(guest.expect(OP_RST).dst_port, 7);
+}
+
+#[test]
 fn restored_driver_is_told_of_the_reset_before_anything_else() {
     let event = EVENT_QUEUE as usize;
     let mut guest = Guest::new(0, 16);
@@ -733,16 +748,7 @@ fn restored_driver_is_told_of_the_reset_before_anything_else() {
     guest.device = Vsock::new("v".into(), CID as u32, &path).unwrap();
     let mut client = UnixStream::connect(&path).unwrap();
     client.write_all(b"CONNECT 2\n").unwrap();
-    let mut activation = guest.driver.activation(0);
-    activation.queues = queues
-        .into_iter()
-        .map(|s| ActiveQueue {
-            index: s.index,
-            queue: s.queue,
-            kick: s.kick,
-        })
-        .collect();
-    guest.device.activate(activation).unwrap();
+    guest.resume(queues);
     let used = guest.driver.wait_used(event, WAIT);
     assert_eq!(guest.driver.written(&buffer, &used), EVENT_TRANSPORT_RESET);
     assert!(guest.stays_silent());

@@ -42,6 +42,29 @@ const LISTENER: u64 = 0xffff_fff4;
 pub struct Host {
     pub sockets: HostSockets,
     pub table: Table,
+    /// Resets that wait for receive buffers.
+    pub resets: VecDeque<Header>,
+    pub transport_reset: TransportReset,
+}
+
+impl Host {
+    /// Nothing but the listener.
+    #[must_use]
+    pub fn new(sockets: HostSockets) -> Self {
+        Self {
+            sockets,
+            table: Table::default(),
+            resets: VecDeque::new(),
+            transport_reset: TransportReset::Done,
+        }
+    }
+
+    /// The driver starts anew and knows of nothing that was.
+    pub fn forget_guest(&mut self) {
+        self.table.forget_connections();
+        self.resets.clear();
+        self.transport_reset = TransportReset::Done;
+    }
 }
 
 /// The rings, as the driver made them ready.
@@ -60,8 +83,6 @@ pub struct Worker<'m> {
     epoll: Epoll,
     pub(super) parts: ChainParts<'m>,
     pub(super) vectors: IoVecs<'m>,
-    pub(super) resets: VecDeque<Header>,
-    pub(super) transport_reset: TransportReset,
     /// Host clients may wait, and when to look.
     pub(super) accept_at: Option<Instant>,
     /// Host listeners can be reached by name.
@@ -76,7 +97,6 @@ impl<'m> Worker<'m> {
         guest_cid: u64,
         counters: Arc<DeviceCounters>,
         epoll: Epoll,
-        transport_reset: TransportReset,
     ) -> Self {
         Self {
             host,
@@ -86,8 +106,6 @@ impl<'m> Worker<'m> {
             epoll,
             parts: ChainParts::default(),
             vectors: IoVecs::default(),
-            resets: VecDeque::new(),
-            transport_reset,
             accept_at: Some(Instant::now()),
             entered: false,
         }
@@ -174,7 +192,7 @@ impl<'m> Worker<'m> {
 
     /// Milliseconds until something is due, rounded up.
     fn timeout(&self) -> i32 {
-        let reset = match self.transport_reset {
+        let reset = match self.host.transport_reset {
             TransportReset::Told { until, .. } => Some(until),
             _ => None,
         };
@@ -246,13 +264,13 @@ impl<'m> Worker<'m> {
 
     /// Remembers a reset for the guest.
     pub(super) fn queue_reset(&mut self, mut header: Header) {
-        if self.resets.len() >= MAX_RESETS {
+        if self.host.resets.len() >= MAX_RESETS {
             DeviceCounters::add(&self.counters.errors, 1);
             return;
         }
         header.op = OP_RST;
         header.dst_cid = self.guest_cid;
-        self.resets.push_back(header);
+        self.host.resets.push_back(header);
     }
 }
 
