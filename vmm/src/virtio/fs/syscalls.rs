@@ -57,6 +57,7 @@ pub const SYSCALLS: &[libc::c_long] = &[
     // Files without a descriptor.
     libc::SYS_name_to_handle_at,
     libc::SYS_open_by_handle_at,
-    // The time, where the vDSO cannot tell it.
+    // Seeds of hash tables; the time, where the vDSO cannot tell it.
+    libc::SYS_getrandom,
     libc::SYS_clock_gettime,
 ];

@@ -54,11 +54,12 @@ impl Listing {
     /// Makes the next entry the one at `offset`.
     fn seek(&mut self, handle: &Handle, offset: i64) -> Result<(), Errno> {
         // Offset 0 is also how the guest asks for a fresh listing.
-        if offset != self.offset || (offset == 0 && !self.entries.is_empty()) {
+        if self.offset != Some(offset) || (offset == 0 && !self.entries.is_empty()) {
             self.entries.clear();
             self.at = 0;
+            self.offset = None;
             host::seek(handle.fd(), offset, libc::SEEK_SET)?;
-            self.offset = offset;
+            self.offset = Some(offset);
         }
         Ok(())
     }
@@ -71,8 +72,6 @@ impl Listing {
             let read = host::read_entries(handle.fd(), &mut self.entries);
             self.entries.truncate(*read.as_ref().unwrap_or(&0));
             if read? == 0 {
-                // Nothing is kept for a directory that was read to its end.
-                self.entries = Vec::new();
                 return Ok(None);
             }
         }
@@ -82,7 +81,7 @@ impl Listing {
 
     fn consume(&mut self, len: usize, next: i64) {
         self.at += len;
-        self.offset = next;
+        self.offset = Some(next);
     }
 }
 
@@ -90,11 +89,10 @@ impl Server {
     pub(super) fn readdir(
         &self,
         thread: &mut ServerThread<'_>,
-        header: &InHeader,
         args: Arguments<'_>,
         room: usize,
     ) -> Result<(), Errno> {
-        self.list(thread, header, args, room, None)
+        self.list(thread, args, room, None)
     }
 
     pub(super) fn readdirplus(
@@ -105,28 +103,39 @@ impl Server {
         room: usize,
     ) -> Result<(), Errno> {
         let parent = self.directory(header.nodeid)?;
-        self.list(thread, header, args, room, Some(&parent))
+        self.list(thread, args, room, Some(&parent))
     }
 
     /// Appends entries to the reply while they fit. With a parent each is preceded by what a lookup would have given.
     fn list(
         &self,
         thread: &mut ServerThread<'_>,
-        header: &InHeader,
         mut args: Arguments<'_>,
         room: usize,
         plus: Option<&Arc<Inode>>,
     ) -> Result<(), Errno> {
         let read: ReadIn = args.take()?;
-        let _ = header;
         let size = room.min(read.size.min(MAX_TRANSFER) as usize);
         let handle = self.handles.get(read.fh)?;
         let mut listing = handle.listing()?;
         listing.seek(&handle, read.offset.cast_signed())?;
+        let listed = self.append(thread, &handle, &mut listing, size, plus);
+        listing.settle();
+        listed
+    }
+
+    fn append(
+        &self,
+        thread: &mut ServerThread<'_>,
+        handle: &Handle,
+        listing: &mut Listing,
+        size: usize,
+        plus: Option<&Arc<Inode>>,
+    ) -> Result<(), Errno> {
         let fixed = size_of::<Dirent>() + plus.map_or(0, |_| size_of::<EntryOut>());
         loop {
             // An error after the first entry is left for the next request.
-            let entry = match listing.peek(&handle) {
+            let entry = match listing.peek(handle) {
                 Ok(Some(entry)) => entry,
                 Err(error) if thread.reply.is_empty() => return Err(error),
                 Ok(None) | Err(_) => return Ok(()),

@@ -34,6 +34,11 @@ impl Errno {
 
 impl From<io::Error> for Errno {
     fn from(error: io::Error) -> Self {
-        Self(error.raw_os_error().unwrap_or(libc::EIO))
+        match error.raw_os_error() {
+            // It is this process that has too many files open, not the one in the guest.
+            Some(libc::EMFILE) => Self::ENFILE,
+            Some(number) => Self(number),
+            None => Self::EIO,
+        }
     }
 }

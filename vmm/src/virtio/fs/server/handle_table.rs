@@ -4,19 +4,67 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::errno::Errno;
 
+/// Most directories that keep entries between requests: bounds the memory that a guest can make this process hold.
+const MAX_KEPT: usize = 128;
+
 /// Position in a directory, with the entries that the host gave and the guest has not yet taken.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Listing {
     /// Entries in the layout of getdents64(2).
     pub(super) entries: Vec<u8>,
     /// Where the next entry starts in `entries`.
     pub(super) at: usize,
-    /// The offset that the guest passes when it goes on from there.
-    pub(super) offset: i64,
+    /// The offset that the guest passes when it goes on from there; `None` when the host has to be told.
+    pub(super) offset: Option<i64>,
+    /// Held while entries are kept.
+    permit: Option<KeepPermit>,
+    kept: Arc<AtomicUsize>,
+}
+
+/// One of [`MAX_KEPT`]. The count is shared by all directories of a table.
+#[derive(Debug)]
+struct KeepPermit(Arc<AtomicUsize>);
+
+impl Drop for KeepPermit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Listing {
+    fn new(kept: Arc<AtomicUsize>) -> Self {
+        Self {
+            entries: Vec::new(),
+            at: 0,
+            offset: Some(0),
+            permit: None,
+            kept,
+        }
+    }
+
+    /// To be called after each request: keeps the entries that are left if too many directories do not do so already. The
+    /// host gives them again otherwise.
+    pub(super) fn settle(&mut self) {
+        if self.at >= self.entries.len() {
+            self.entries = Vec::new();
+            self.at = 0;
+            self.permit = None;
+        } else if self.permit.is_none() {
+            if self.kept.fetch_add(1, Ordering::Relaxed) < MAX_KEPT {
+                self.permit = Some(KeepPermit(Arc::clone(&self.kept)));
+            } else {
+                self.kept.fetch_sub(1, Ordering::Relaxed);
+                self.entries = Vec::new();
+                self.at = 0;
+                self.offset = None;
+            }
+        }
+    }
 }
 
 /// What a handle refers to.
@@ -62,6 +110,8 @@ struct Map {
 pub(super) struct HandleTable {
     /// Shared by all workers.
     map: Mutex<Map>,
+    /// Directories that keep entries. Shared with all of them.
+    kept: Arc<AtomicUsize>,
 }
 
 impl HandleTable {
@@ -81,7 +131,7 @@ impl HandleTable {
     pub(super) fn insert_directory(&self, fd: OwnedFd) -> u64 {
         self.insert(Handle {
             fd,
-            kind: Kind::Directory(Mutex::default()),
+            kind: Kind::Directory(Mutex::new(Listing::new(Arc::clone(&self.kept)))),
         })
     }
 

@@ -158,7 +158,7 @@ impl Server {
             opcode::OPEN => self.open(thread, header, args)?,
             opcode::OPENDIR => self.opendir(thread, header)?,
             opcode::RELEASE | opcode::RELEASEDIR => self.release(args)?,
-            opcode::READDIR => self.readdir(thread, header, args, request.room)?,
+            opcode::READDIR => self.readdir(thread, args, request.room)?,
             opcode::READDIRPLUS => self.readdirplus(thread, header, args, request.room)?,
             opcode::FSYNC | opcode::FSYNCDIR => self.fsync(args)?,
             opcode::SYNCFS => self.syncfs(header)?,
