@@ -1,1 +1,35 @@
-//! Skeleton.
+//! The framework of the end-to-end tests: runs `vmpod` as a user does and looks at the host as an administrator does.
+//!
+//! The cases in `cases/` are named after behaviour. They need a host that runs virtual machines, so each is `#[ignore]`d
+//! with that reason and `cargo xtask test` runs them where KVM is real. Nothing here links vmpod's own crates.
+
+mod cli;
+mod host;
+mod pod;
+
+pub use cli::{Outcome, Vmpod, vmpod};
+pub use host::{Footprint, processes_with};
+pub use pod::Pod;
+
+use std::time::{Duration, Instant};
+
+/// Upper bound of anything that a test waits for: an emulated node is slow.
+pub const LIMIT: Duration = Duration::from_secs(90);
+
+/// Polls until `look` gives something.
+///
+/// # Panics
+/// When nothing came within [`LIMIT`]; the message says what was awaited.
+pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + LIMIT;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(
+            Instant::now() < end,
+            "within {LIMIT:?} there was never: {what}"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}

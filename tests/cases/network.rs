@@ -1,0 +1,185 @@
+//! One address a pod: localhost, host, other pods, names, host ports.
+
+use std::process::Command;
+
+use vmpod_tests::{Pod, eventually};
+
+fn server() -> Pod {
+    let pod = Pod::new(
+        "
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: web, image: busybox, command: [sh, -c, 'mkdir /w; echo page > /w/index.html; httpd -f -p 8080 -h /w'], ports: [{containerPort: 8080, hostPort: 18200}]}
+  - {name: other, image: busybox, command: [sleep, '1000']}",
+    );
+    pod.start();
+    pod.await_phase("Running");
+    pod
+}
+
+fn ip(pod: &Pod) -> String {
+    eventually("an address", || {
+        pod.inspect()["status"]["podIP"].as_str().map(str::to_owned)
+    })
+}
+
+fn get(url: &str) -> Option<String> {
+    let output = Command::new("curl")
+        .args(["-s", "-f", "--max-time", "10", url])
+        .output()
+        .expect("run curl");
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn pod_is_reached_on_localhost_by_address_by_host_port_and_from_another_pod() {
+    let web = server();
+    let address = ip(&web);
+    assert_eq!(
+        eventually("localhost", || Some(web.exec(
+            "other",
+            &["wget", "-q", "-O", "-", "http://localhost:8080/"]
+        ))
+        .filter(|o| o.code == 0))
+        .out,
+        "page\n"
+    );
+    assert_eq!(
+        get(&format!("http://{address}:8080/")).as_deref(),
+        Some("page\n"),
+        "by its address"
+    );
+    assert_eq!(
+        get("http://127.0.0.1:18200/").as_deref(),
+        Some("page\n"),
+        "by host port on loopback"
+    );
+    let host = web.inspect()["status"]["hostIP"]
+        .as_str()
+        .map(str::to_owned)
+        .expect("hostIP");
+    assert_eq!(
+        get(&format!("http://{host}:18200/")).as_deref(),
+        Some("page\n"),
+        "by host port on {host}"
+    );
+    let client = Pod::new(
+        "  terminationGracePeriodSeconds: 1\n  containers: [{name: c, image: busybox, command: [sleep, '1000']}]",
+    );
+    client.start();
+    client.await_phase("Running");
+    assert_ne!(ip(&client), address);
+    assert_eq!(
+        client.sh("c", &format!("wget -q -O - http://{address}:8080/")),
+        "page\n"
+    );
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn pod_reaches_the_network_beyond_the_host_through_nat() {
+    // A second network beyond the host: a namespace that knows no way back to pods.
+    let run = |line: &str| {
+        let status = Command::new("sh")
+            .args(["-c", line])
+            .status()
+            .expect("run sh");
+        assert!(status.success(), "{line}");
+    };
+    run(
+        "ip netns add beyond && ip link add beyond0 type veth peer name b0 netns beyond && ip addr add 192.0.2.1/24 dev beyond0 && ip link set beyond0 up && ip -n beyond addr add 192.0.2.2/24 dev b0 && ip -n beyond link set b0 up && ip -n beyond link set lo up",
+    );
+    let mut listener = Command::new("ip")
+        .args([
+            "netns",
+            "exec",
+            "beyond",
+            "busybox",
+            "nc",
+            "-l",
+            "-p",
+            "9000",
+            "-e",
+            "/bin/echo",
+            "from beyond",
+        ])
+        .spawn()
+        .expect("listen");
+    let pod = Pod::new(
+        "  terminationGracePeriodSeconds: 1\n  containers: [{name: c, image: busybox, command: [sleep, '1000']}]",
+    );
+    pod.start();
+    pod.await_phase("Running");
+    let outcome = pod.exec("c", &["sh", "-c", "nc 192.0.2.2 9000 < /dev/null"]);
+    let _ = listener.kill();
+    let _ = listener.wait();
+    run("ip netns del beyond");
+    assert!(outcome.out.contains("from beyond"), "{outcome}");
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn names_are_set_as_kubernetes_sets_them() {
+    let pod = Pod::new(
+        "
+  restartPolicy: Never
+  hostname: box
+  hostAliases: [{ip: 192.0.2.7, hostnames: [seven, sieben]}]
+  dnsPolicy: None
+  dnsConfig: {nameservers: [192.0.2.53], searches: [example.org], options: [{name: ndots, value: '3'}]}
+  containers:
+  - {name: a, image: busybox, command: [sh, -c, 'hostname; cat /etc/hostname /etc/hosts /etc/resolv.conf']}",
+    );
+    let outcome = pod.run();
+    assert_eq!(outcome.code, 0, "{outcome}");
+    for text in [
+        "# Kubernetes-managed hosts file",
+        "127.0.0.1\tlocalhost",
+        "192.0.2.7\tseven\tsieben",
+        "\tbox",
+        "nameserver 192.0.2.53",
+        "search example.org",
+        "options ndots:3",
+    ] {
+        assert!(outcome.out.contains(text), "no {text:?}: {outcome}");
+    }
+    assert!(
+        outcome
+            .out
+            .lines()
+            .next()
+            .is_some_and(|l| l.ends_with("box")),
+        "{outcome}"
+    );
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn large_transfers_arrive_whole_in_both_directions() {
+    let pod = Pod::new(
+        "
+  terminationGracePeriodSeconds: 1
+  containers: [{name: c, image: busybox, command: [sh, -c, 'mkdir /w; dd if=/dev/urandom of=/w/big bs=1M count=16 2>/dev/null; httpd -f -p 8080 -h /w']}]",
+    );
+    pod.start();
+    pod.await_phase("Running");
+    let address = ip(&pod);
+    let there = eventually("the file", || {
+        Some(pod.exec("c", &["md5sum", "/w/big"])).filter(|o| o.code == 0 && o.out.len() > 32)
+    })
+    .out;
+    let here = eventually("the transfer", || {
+        let output = Command::new("sh")
+            .args(["-c", &format!("set -o pipefail 2>/dev/null; curl -s -f --max-time 60 http://{address}:8080/big | md5sum")])
+            .output()
+            .expect("run curl");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.starts_with(there.split_whitespace().next()?)
+            .then_some(text)
+    });
+    assert!(here.starts_with(there.split_whitespace().next().unwrap_or("-")));
+}

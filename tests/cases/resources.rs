@@ -1,0 +1,73 @@
+//! The machine is sized from the pod; limits hold inside.
+
+use vmpod_tests::Pod;
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn machine_has_the_pods_effective_memory_plus_overhead() {
+    let pod = Pod::new(
+        "
+  restartPolicy: Never
+  initContainers: [{name: i, image: busybox, command: ['true'], resources: {limits: {memory: 100Mi, cpu: 100m}}}]
+  containers:
+  - {name: a, image: busybox, command: [cat, /proc/meminfo], resources: {limits: {memory: 150Mi, cpu: 100m}}}
+  - {name: b, image: busybox, command: [nproc], resources: {limits: {memory: 50Mi, cpu: 100m}}}",
+    );
+    let outcome = pod.run();
+    assert_eq!(outcome.code, 0, "{outcome}");
+    let line = outcome
+        .out
+        .lines()
+        .find(|l| l.contains("MemTotal"))
+        .expect("MemTotal");
+    let kib: u64 = line
+        .split_whitespace()
+        .rev()
+        .nth(1)
+        .and_then(|w| w.parse().ok())
+        .expect("a number");
+    let mib = kib / 1024;
+    // 200 MiB for the containers and 64 for the guest, of which the kernel keeps some to itself.
+    assert!((200..=264).contains(&mib), "{mib} MiB");
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn cgroup_limits_are_those_of_the_manifest() {
+    let pod = Pod::new(
+        "
+  restartPolicy: Never
+  containers:
+  - name: c
+    image: busybox
+    command: [sh, -c, 'cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max']
+    resources: {limits: {memory: 48Mi, cpu: 250m}}",
+    );
+    let outcome = pod.run();
+    assert!(
+        outcome.out.contains("50331648") && outcome.out.contains("25000 100000"),
+        "{outcome}"
+    );
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn guest_and_host_overhead_stay_within_their_bounds() {
+    let pod = Pod::new(
+        "
+  terminationGracePeriodSeconds: 1
+  containers: [{name: c, image: busybox, command: [sleep, '1000'], resources: {limits: {memory: 64Mi}}}]",
+    );
+    pod.start();
+    pod.await_phase("Running");
+    let info = pod.sh("c", "cat /proc/meminfo");
+    let kib = |name: &str| -> u64 {
+        info.lines()
+            .find(|l| l.starts_with(name))
+            .and_then(|l| l.split_whitespace().nth(1))
+            .and_then(|w| w.parse().ok())
+            .expect("a number")
+    };
+    let used = (kib("MemTotal") - kib("MemAvailable")) / 1024;
+    assert!(used < 24, "{used} MiB are used in the guest\n{info}");
+}

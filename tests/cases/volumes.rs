@@ -1,0 +1,201 @@
+//! Volumes: what containers and host see of each other's files.
+
+use vmpod_tests::{Pod, eventually};
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn host_path_is_shared_both_ways_at_once() {
+    let pod = Pod::new(
+        "
+  terminationGracePeriodSeconds: 1
+  volumes: [{name: v, hostPath: {path: DIR/made, type: DirectoryOrCreate}}]
+  containers:
+  - {name: a, image: busybox, command: [sleep, '1000'], volumeMounts: [{name: v, mountPath: /v}]}
+  - {name: b, image: busybox, command: [sleep, '1000'], volumeMounts: [{name: v, mountPath: /w}]}",
+    );
+    pod.start();
+    pod.await_phase("Running");
+    let host = pod.directory.path().join("made");
+    let _ = pod.sh("a", "echo from-a > /v/file");
+    assert_eq!(pod.sh("b", "cat /w/file"), "from-a\n");
+    assert_eq!(
+        std::fs::read_to_string(host.join("file")).expect("read"),
+        "from-a\n"
+    );
+    // The guest has read the file: a changed content and a new size must be seen by the very next read.
+    std::fs::write(host.join("file"), "changed on the host\n").expect("write");
+    assert_eq!(pod.sh("a", "cat /v/file"), "changed on the host\n");
+    std::fs::write(host.join("new"), "").expect("write");
+    assert_eq!(pod.sh("b", "ls /w"), "file\nnew\n");
+    std::fs::remove_file(host.join("file")).expect("remove");
+    assert_eq!(pod.sh("b", "ls /w"), "new\n");
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn host_path_types_are_made_or_checked() {
+    let pod = Pod::new(
+        "
+  restartPolicy: Never
+  volumes:
+  - {name: f, hostPath: {path: DIR/file, type: FileOrCreate}}
+  - {name: d, hostPath: {path: DIR/dir, type: DirectoryOrCreate}}
+  containers:
+  - name: c
+    image: busybox
+    command: [sh, -c, 'echo text > /f; echo text > /d/x']
+    volumeMounts: [{name: f, mountPath: /f}, {name: d, mountPath: /d}]",
+    );
+    let outcome = pod.run();
+    assert_eq!(outcome.code, 0, "{outcome}");
+    for file in ["file", "dir/x"] {
+        assert_eq!(
+            std::fs::read_to_string(pod.directory.path().join(file)).expect(file),
+            "text\n"
+        );
+    }
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn read_only_mount_refuses_writes() {
+    let pod = Pod::new(
+        "
+  restartPolicy: Never
+  volumes: [{name: v, hostPath: {path: DIR}}]
+  containers:
+  - {name: c, image: busybox, command: [sh, -c, 'echo x > /v/new'], volumeMounts: [{name: v, mountPath: /v, readOnly: true}]}",
+    );
+    let outcome = pod.run();
+    assert_eq!(outcome.code, 1, "{outcome}");
+    assert!(
+        outcome.out.contains("Read-only file system")
+            || outcome.err.contains("Read-only file system"),
+        "{outcome}"
+    );
+    assert!(!pod.directory.path().join("new").exists());
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn memory_volume_is_a_tmpfs_of_its_size_shared_by_containers() {
+    let pod = Pod::new(
+        "
+  terminationGracePeriodSeconds: 1
+  volumes: [{name: v, emptyDir: {medium: Memory, sizeLimit: 8Mi}}]
+  containers:
+  - {name: a, image: busybox, command: [sleep, '1000'], volumeMounts: [{name: v, mountPath: /v}]}
+  - {name: b, image: busybox, command: [sleep, '1000'], volumeMounts: [{name: v, mountPath: /v, subPath: deep/er}]}",
+    );
+    pod.start();
+    pod.await_phase("Running");
+    assert!(pod.sh("a", "grep ' /v ' /proc/mounts").starts_with("tmpfs"));
+    let _ = pod.sh("b", "echo here > /v/f");
+    assert_eq!(pod.sh("a", "cat /v/deep/er/f"), "here\n");
+    let full = pod.exec(
+        "a",
+        &["dd", "if=/dev/zero", "of=/v/big", "bs=1M", "count=16"],
+    );
+    assert_ne!(full.code, 0, "{full}");
+    assert!(full.err.contains("No space left"), "{full}");
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn empty_dir_lives_as_long_as_the_pod() {
+    let pod = Pod::new(
+        "
+  restartPolicy: Never
+  volumes: [{name: v, emptyDir: {}}]
+  containers:
+  - {name: c, image: busybox, command: [sh, -c, 'ls -A /v | wc -l; touch /v/x'], volumeMounts: [{name: v, mountPath: /v}]}",
+    );
+    for _ in 0..2 {
+        let outcome = pod.run();
+        assert_eq!(outcome.code, 0, "{outcome}");
+        assert!(outcome.out.trim_end().ends_with('0'), "{outcome}");
+    }
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn config_map_and_secret_are_files_with_modes() {
+    let text = "apiVersion: v1
+kind: ConfigMap
+metadata: {name: settings}
+data: {greeting: hello, other: x}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: keys}
+stringData: {token: t0ken}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: with-objects}
+spec:
+  restartPolicy: Never
+  volumes:
+  - {name: m, configMap: {name: settings, items: [{key: greeting, path: a/b}]}}
+  - {name: s, secret: {secretName: keys, defaultMode: 0o400}}
+  containers:
+  - name: c
+    image: busybox
+    command: [sh, -c, 'cat /m/a/b; echo; stat -L -c %a /s/token; cat /s/token; echo; echo $G; cat /one']
+    env: [{name: G, valueFrom: {configMapKeyRef: {name: settings, key: other}}}]
+    volumeMounts: [{name: m, mountPath: /m}, {name: s, mountPath: /s}, {name: s, mountPath: /one, subPath: token}]
+";
+    let outcome = Pod::of_text("with-objects", text).run();
+    assert_eq!(outcome.code, 0, "{outcome}");
+    for line in ["hello", "400", "t0ken", "x"] {
+        assert!(
+            outcome.out.lines().any(|l| l.ends_with(line)),
+            "no {line}: {outcome}"
+        );
+    }
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn sub_path_cannot_lead_out_of_its_volume() {
+    let pod = Pod::new(
+        "
+  restartPolicy: Never
+  volumes: [{name: v, hostPath: {path: DIR/vol, type: DirectoryOrCreate}}]
+  initContainers:
+  - {name: i, image: busybox, command: [ln, -s, /, /v/evil], volumeMounts: [{name: v, mountPath: /v}]}
+  containers:
+  - {name: c, image: busybox, command: [ls, /x], volumeMounts: [{name: v, mountPath: /x, subPath: evil/etc}]}",
+    );
+    let outcome = pod.run();
+    // Resolved with the volume as root, `evil` is the volume itself: what is listed is at most an empty directory.
+    assert!(
+        !outcome.out.contains("passwd") && !outcome.out.contains("hosts"),
+        "{outcome}"
+    );
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn bidirectional_mount_is_seen_by_a_neighbour() {
+    let pod = Pod::new(
+        "
+  terminationGracePeriodSeconds: 1
+  volumes: [{name: v, emptyDir: {}}]
+  containers:
+  - name: mounter
+    image: busybox
+    securityContext: {privileged: true}
+    command: [sh, -c, 'mkdir -p /v/m; mount -t tmpfs none /v/m; touch /v/m/seen; sleep 1000']
+    volumeMounts: [{name: v, mountPath: /v, mountPropagation: Bidirectional}]
+  - name: neighbour
+    image: busybox
+    command: [sleep, '1000']
+    volumeMounts: [{name: v, mountPath: /v, mountPropagation: HostToContainer}]",
+    );
+    pod.start();
+    pod.await_phase("Running");
+    eventually("the neighbour's mount", || {
+        (pod.exec("neighbour", &["ls", "/v/m"]).out == "seen\n").then_some(())
+    });
+}

@@ -1,0 +1,151 @@
+//! A pod of a test: its manifest, its start, and its removal whatever the test does.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{Outcome, eventually, vmpod};
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// A pod with a name of its own, in a directory of its own.
+#[derive(Debug)]
+pub struct Pod {
+    /// `metadata.name`.
+    pub name: String,
+    /// Directory for host paths of the test.
+    pub directory: TempDir,
+    manifest: PathBuf,
+}
+
+impl Pod {
+    /// A pod from the lines of `spec`, indented by two. `DIR` in them becomes the test's directory.
+    ///
+    /// # Panics
+    /// When the file cannot be written.
+    #[must_use]
+    pub fn new(spec: &str) -> Self {
+        let name = format!(
+            "t{}-{}",
+            std::process::id(),
+            NUMBER.fetch_add(1, Ordering::Relaxed)
+        );
+        let header = format!("apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\nspec:\n");
+        Self::of_text(name, &format!("{header}{}\n", spec.trim_matches('\n')))
+    }
+
+    /// A pod from a whole manifest whose `metadata.name` is `name`.
+    ///
+    /// # Panics
+    /// When the file cannot be written.
+    #[must_use]
+    pub fn of_text(name: impl Into<String>, text: &str) -> Self {
+        let directory = tempfile::Builder::new()
+            .prefix("vmpod-test-")
+            .tempdir_in("/tmp")
+            .expect("make a directory for the test");
+        let path = directory.path().to_string_lossy().into_owned();
+        let manifest = directory.path().join("pod.yaml");
+        let mut file = std::fs::File::create(&manifest).expect("create the manifest");
+        file.write_all(text.replace("DIR", &path).as_bytes())
+            .expect("write the manifest");
+        Self {
+            name: name.into(),
+            directory,
+            manifest,
+        }
+    }
+
+    /// The manifest's file.
+    #[must_use]
+    pub fn manifest(&self) -> &Path {
+        &self.manifest
+    }
+
+    /// Runs it in the foreground to its end.
+    #[must_use]
+    pub fn run(&self) -> Outcome {
+        vmpod(["run", "--rm"]).arg(&self.manifest).run()
+    }
+
+    /// Starts it in the background.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start(&self) -> &Self {
+        vmpod(["run", "-d"]).arg(&self.manifest).ok();
+        self
+    }
+
+    /// Runs a command in a container.
+    #[must_use]
+    pub fn exec(&self, container: &str, command: &[&str]) -> Outcome {
+        vmpod(["exec", "-c", container, &self.name, "--"])
+            .args(command)
+            .run()
+    }
+
+    /// Runs a shell line in a container and returns what it prints.
+    ///
+    /// # Panics
+    /// When it fails.
+    #[must_use]
+    pub fn sh(&self, container: &str, line: &str) -> String {
+        let outcome = self.exec(container, &["sh", "-c", line]);
+        assert_eq!(outcome.code, 0, "{outcome}");
+        outcome.out
+    }
+
+    /// What `inspect` says, as JSON.
+    ///
+    /// # Panics
+    /// When it says no JSON.
+    #[must_use]
+    pub fn inspect(&self) -> Value {
+        let text = vmpod(["inspect", "--output", "json", &self.name]).ok();
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
+    }
+
+    /// The container's status of that name in `inspect`.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn container(&self, name: &str) -> Value {
+        let pod = self.inspect();
+        ["containerStatuses", "initContainerStatuses"]
+            .iter()
+            .flat_map(|list| pod["status"][list].as_array().cloned().unwrap_or_default())
+            .find(|c| c["name"] == name)
+            .unwrap_or_else(|| panic!("no container {name} in {pod:#}"))
+    }
+
+    /// Waits for a phase.
+    ///
+    /// # Panics
+    /// When it does not come.
+    pub fn await_phase(&self, phase: &str) -> Value {
+        eventually(&format!("pod {} in phase {phase}", self.name), || {
+            let pod = self.inspect();
+            (pod["status"]["phase"] == phase).then_some(pod)
+        })
+    }
+
+    /// A container's log.
+    #[must_use]
+    pub fn logs(&self, container: &str) -> String {
+        vmpod(["logs", "-c", container, &self.name]).ok()
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        // Also after a failed assertion: the next test wants a clean host.
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            vmpod(["rm", "-f", &self.name]).run()
+        }));
+    }
+}
