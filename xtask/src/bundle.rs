@@ -11,6 +11,7 @@
 //! `vmpod` finds the others from where it lies itself. The kernel is built once for each set of
 //! inputs and kept in the cache, outside the checkout; the rest is cargo's business.
 
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -29,11 +30,17 @@ use crate::workspace;
 /// be built static as well otherwise, and those cannot be loaded.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
+/// Names a guest kernel to use as it is, for work on the kernel itself.
+const KERNEL_VARIABLE: &str = "VMPOD_GUEST_KERNEL";
+
 #[derive(Debug, Args)]
 pub struct BundleArgs {
     /// Build unoptimised, into TARGET/bundle-debug: faster to build, slower to run
     #[arg(long)]
     debug: bool,
+    /// Take this vmlinux for the guest instead of building one
+    #[arg(long, env = KERNEL_VARIABLE)]
+    kernel: Option<PathBuf>,
 }
 
 /// Where a bundle lies.
@@ -63,7 +70,7 @@ impl Bundle {
 /// # Errors
 /// As [`build`].
 pub fn run(args: &BundleArgs) -> Result<u8> {
-    let bundle = build(args.debug)?;
+    let bundle = build_with(args.debug, args.kernel.clone())?;
     println!("{}", bundle.dir().display());
     Ok(0)
 }
@@ -73,12 +80,18 @@ pub fn run(args: &BundleArgs) -> Result<u8> {
 /// # Errors
 /// When a package cannot be installed, or a part does not build.
 pub fn build(debug: bool) -> Result<Bundle> {
-    packages::ensure(vmpod_guest_image::packages())?;
+    build_with(debug, env::var_os(KERNEL_VARIABLE).map(PathBuf::from))
+}
+
+fn build_with(debug: bool, kernel: Option<PathBuf>) -> Result<Bundle> {
     let root = workspace::root();
     let target = workspace::target_dir();
     let profile = if debug { "debug" } else { "release" };
 
-    let kernel = kernel(&root)?;
+    let kernel = match kernel {
+        Some(path) => path,
+        None => build_kernel(&root)?,
+    };
 
     // A target directory of its own: other flags in the same one would rebuild each other's work.
     let agent_target = target.join("static");
@@ -153,7 +166,8 @@ fn cargo(debug: bool) -> Command {
     command
 }
 
-fn kernel(root: &Path) -> Result<PathBuf> {
+fn build_kernel(root: &Path) -> Result<PathBuf> {
+    packages::ensure(vmpod_guest_image::packages())?;
     let build = KernelBuild::new(&root.join("guest-image"), &workspace::cache_dir()?);
     let mut step: Option<Step> = None;
     let kernel = build

@@ -64,8 +64,10 @@ pub fn documents(text: &str) -> Result<Vec<Document>, SourceError> {
     if text.len() > MANIFEST_BYTES {
         return Err(SourceError::TooLarge { bytes: text.len() });
     }
-    let nodes: Vec<Option<Spanned<Node>>> =
-        serde_saphyr::from_multiple(text).map_err(|e| SourceError::Yaml(Box::new(e)))?;
+    // `y`, `on` and the like are text, as in YAML 1.2: a variable may be called `Y`.
+    let options = serde_saphyr::options! { strict_booleans: true };
+    let nodes: Vec<Option<Spanned<Node>>> = serde_saphyr::from_multiple_with_options(text, options)
+        .map_err(|e| SourceError::Yaml(Box::new(e)))?;
     Ok(nodes
         .into_iter()
         .flatten()

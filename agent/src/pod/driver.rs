@@ -1,0 +1,585 @@
+//! Carries out what the pod's state machine says: the one task that owns it, and the handle to that task.
+//!
+//! Every wait of a container is a task of its own that reports back; the driver itself waits for nothing but reports and
+//! the machine's timer.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use vmpod_agent_protocol::limits::MESSAGE_BYTES;
+use vmpod_agent_protocol::messages::{
+    self, Event, EventKind, ExitStatus, PodContainer, PodStatus, ProvideRootfsRequest,
+    StartPodRequest, StopPodRequest,
+};
+
+use super::machine::{Action, EndReason, Input, PodMachine, Time};
+use super::request::{self, RequestError};
+use super::status::ContainerRecord;
+use crate::clock;
+use crate::container::{ContainerError, Containers, CreateContainer, PodLabel, ProcessName};
+
+/// Exit code of a container that could not be started, as Kubernetes reports it.
+const START_ERROR_CODE: u32 = 128;
+
+/// SIGTERM, for containers that name no stop signal.
+const DEFAULT_STOP_SIGNAL: u32 = 15;
+
+/// SIGKILL.
+const KILL_SIGNAL: u32 = 9;
+
+/// A pod operation was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PodError {
+    /// The request cannot be meant.
+    #[error(transparent)]
+    Invalid(#[from] RequestError),
+    /// A pod was started already.
+    #[error(
+        "start pod: this machine runs its pod already; a machine holds one pod for its whole life"
+    )]
+    AlreadyStarted,
+    /// No pod was started.
+    #[error("{0}: no pod was started in this machine")]
+    NotStarted(&'static str),
+    /// The container or attempt is not waiting for a root file system.
+    #[error("provide rootfs: container {container:?} does not wait for one for attempt {attempt}")]
+    NotWanted {
+        /// Container.
+        container: String,
+        /// Attempt.
+        attempt: u32,
+    },
+}
+
+/// Handle to the pod of this machine. Clones name the same pod.
+#[derive(Clone, Debug)]
+pub struct PodDriver<C> {
+    containers: C,
+    // Shared by the service's calls and the driver's task; never held across an await.
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    reports: Option<mpsc::UnboundedSender<Report>>,
+    status: PodStatus,
+    /// Names in order, and the attempt each waits for a root file system for.
+    wanted: Vec<(String, Option<u32>)>,
+}
+
+#[derive(Debug)]
+enum Report {
+    Rootfs {
+        index: usize,
+        attempt: u32,
+        path: Result<String, String>,
+    },
+    Started {
+        index: usize,
+        pid: u32,
+    },
+    Ended {
+        index: usize,
+        exit: ExitStatus,
+    },
+    Stop {
+        grace: Option<Duration>,
+        reason: String,
+    },
+}
+
+impl<C: Containers> PodDriver<C> {
+    /// A driver without a pod yet.
+    pub fn new(containers: C) -> Self {
+        Self {
+            containers,
+            shared: Arc::default(),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the pod. Returns at once; events and status tell how it goes. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// The request is wrong, or a pod was started before.
+    pub fn start(&self, request: StartPodRequest) -> Result<(), PodError> {
+        let (settings, containers) = request::check(request)?;
+        let mut shared = self.lock();
+        if shared.reports.is_some() {
+            return Err(PodError::AlreadyStarted);
+        }
+        let (sender, receiver) = mpsc::unbounded_channel();
+        shared.reports = Some(sender.clone());
+        shared.wanted = containers.iter().map(|c| (c.name.clone(), None)).collect();
+        let init_count = settings
+            .roles
+            .iter()
+            .filter(|role| **role != super::machine::Role::Main)
+            .count();
+        let task = Task {
+            machine: PodMachine::new(settings),
+            records: containers
+                .iter()
+                .map(|c| ContainerRecord::new(c.name.clone()))
+                .collect(),
+            rootfs: containers.iter().map(|c| c.rootfs.clone()).collect(),
+            plans: containers,
+            init_count,
+            containers: self.containers.clone(),
+            shared: Arc::clone(&self.shared),
+            reports: sender,
+            began: Instant::now(),
+            started_at_ns: clock::realtime_ns(),
+            stop_reason: String::new(),
+        };
+        task.publish(&mut shared);
+        drop(shared);
+        tokio::spawn(task.run(receiver));
+        Ok(())
+    }
+
+    /// Takes the host's answer to `ROOTFS_WANTED`.
+    ///
+    /// # Errors
+    /// No pod, or nothing waits for it.
+    pub fn provide_rootfs(&self, request: ProvideRootfsRequest) -> Result<(), PodError> {
+        let mut shared = self.lock();
+        let Some(reports) = shared.reports.clone() else {
+            return Err(PodError::NotStarted("provide rootfs"));
+        };
+        let wanted = shared
+            .wanted
+            .iter_mut()
+            .enumerate()
+            .find(|(_, (name, attempt))| {
+                *name == request.container && *attempt == Some(request.attempt)
+            });
+        let Some((index, (_, wanted))) = wanted else {
+            return Err(PodError::NotWanted {
+                container: request.container,
+                attempt: request.attempt,
+            });
+        };
+        *wanted = None;
+        let path = if request.error.is_empty() {
+            Ok(request.rootfs)
+        } else {
+            Err(request.error)
+        };
+        let _ = reports.send(Report::Rootfs {
+            index,
+            attempt: request.attempt,
+            path,
+        });
+        Ok(())
+    }
+
+    /// Brings the pod down. Idempotent; a later call may shorten the grace.
+    ///
+    /// # Errors
+    /// No pod was started.
+    pub fn stop(&self, request: &StopPodRequest) -> Result<(), PodError> {
+        let shared = self.lock();
+        let Some(reports) = &shared.reports else {
+            return Err(PodError::NotStarted("stop pod"));
+        };
+        let grace = request
+            .has_grace
+            .then(|| Duration::from_secs(u64::from(request.grace_seconds)));
+        let reason = request.reason.chars().take(MESSAGE_BYTES / 4).collect();
+        // The task has ended when nothing receives: the pod is down already.
+        let _ = reports.send(Report::Stop { grace, reason });
+        Ok(())
+    }
+
+    /// The pod's status at this moment.
+    ///
+    /// # Errors
+    /// No pod was started.
+    pub fn status(&self) -> Result<PodStatus, PodError> {
+        let shared = self.lock();
+        if shared.reports.is_none() {
+            return Err(PodError::NotStarted("pod status"));
+        }
+        Ok(shared.status.clone())
+    }
+}
+
+struct Task<C> {
+    machine: PodMachine,
+    plans: Vec<PodContainer>,
+    records: Vec<ContainerRecord>,
+    rootfs: Vec<String>,
+    init_count: usize,
+    containers: C,
+    shared: Arc<Mutex<Shared>>,
+    reports: mpsc::UnboundedSender<Report>,
+    began: Instant,
+    started_at_ns: i64,
+    stop_reason: String,
+}
+
+impl<C: Containers> Task<C> {
+    async fn run(mut self, mut receiver: mpsc::UnboundedReceiver<Report>) {
+        self.feed(Input::Begin);
+        while !self.machine.finished() {
+            let timer = self.machine.next_timer().map(|at| self.began + at);
+            let report = tokio::select! {
+                report = receiver.recv() => report,
+                () = sleep_until(timer.unwrap_or(self.began)), if timer.is_some() => {
+                    self.feed(Input::Timer);
+                    continue;
+                }
+            };
+            match report {
+                Some(report) => self.take(report),
+                None => return,
+            }
+        }
+    }
+
+    fn now(&self) -> Time {
+        self.began.elapsed()
+    }
+
+    fn take(&mut self, report: Report) {
+        match report {
+            Report::Rootfs {
+                index,
+                attempt,
+                path: Ok(path),
+            } => {
+                if let Some(place) = self.rootfs.get_mut(index) {
+                    *place = path;
+                }
+                self.feed(Input::RootfsReady { index, attempt });
+            }
+            Report::Rootfs {
+                index,
+                attempt,
+                path: Err(error),
+            } => {
+                // The attempt takes place and fails, so that back-off and restart policy apply to it.
+                if let Some(place) = self.rootfs.get_mut(index) {
+                    place.clear();
+                }
+                if let Some(record) = self.records.get_mut(index) {
+                    record.rootfs_error = Some(error);
+                }
+                self.feed(Input::RootfsReady { index, attempt });
+            }
+            Report::Started { index, pid } => {
+                if let Some(record) = self.records.get_mut(index) {
+                    record.started(pid, clock::realtime_ns());
+                }
+                self.feed(Input::Started { index });
+            }
+            Report::Ended { index, exit } => {
+                let success = exit.code == 0;
+                if let Some(record) = self.records.get_mut(index) {
+                    record.ended(exit);
+                }
+                self.feed(Input::Ended { index, success });
+            }
+            Report::Stop { grace, reason } => {
+                if self.machine.end_reason().is_none() {
+                    self.stop_reason = reason;
+                }
+                self.feed(Input::Stop { grace });
+            }
+        }
+    }
+
+    fn feed(&mut self, input: Input) {
+        let actions = self.machine.handle(self.now(), input);
+        for action in &actions {
+            self.act(*action);
+        }
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        self.publish(&mut shared);
+        drop(shared);
+        // Status first: whoever reads it because of an event must find the event's news in it.
+        for action in actions {
+            self.announce(action);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::WantRootfs { index, attempt } => {
+                let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some((_, wanted)) = shared.wanted.get_mut(index) {
+                    *wanted = Some(attempt);
+                }
+            }
+            Action::Run { index, attempt } => self.start_container(index, attempt),
+            Action::Stop { index } => {
+                let signal = self.plans.get(index).map_or(0, |plan| plan.stop_signal);
+                let signal = if signal == 0 {
+                    DEFAULT_STOP_SIGNAL
+                } else {
+                    signal
+                };
+                self.signal(index, signal, false);
+            }
+            Action::Kill { index } => self.signal(index, KILL_SIGNAL, true),
+            Action::BackingOff { index, delay } => {
+                if let Some(record) = self.records.get_mut(index) {
+                    record.backing_off(delay);
+                }
+            }
+            Action::Phase(_) | Action::Finished => {}
+        }
+    }
+
+    fn signal(&self, index: usize, signal: u32, all: bool) {
+        let attempt = self
+            .machine
+            .slots()
+            .get(index)
+            .map_or(0, |slot| slot.attempt);
+        if let Some(plan) = self.plans.get(index) {
+            let process = ProcessName::container(container_id(&plan.name, attempt));
+            // A process that has ended in the meantime reports its end by itself.
+            let _ = self.containers.signal(&process, signal, all);
+        }
+    }
+
+    fn start_container(&mut self, index: usize, attempt: u32) {
+        let (Some(plan), Some(record)) = (self.plans.get(index), self.records.get_mut(index))
+        else {
+            return;
+        };
+        record.creating(attempt);
+        let request = CreateContainer {
+            id: container_id(&plan.name, attempt),
+            spec: plan.oci_spec.clone(),
+            rootfs: self
+                .rootfs
+                .get(index)
+                .filter(|path| !path.is_empty())
+                .cloned(),
+            stdio: plan.stdio.clone().unwrap_or_default(),
+            termination_message_path: plan.termination_message_path.clone(),
+            label: Some(PodLabel {
+                container: plan.name.clone(),
+                attempt,
+            }),
+        };
+        let life = Life {
+            containers: self.containers.clone(),
+            reports: self.reports.clone(),
+            index,
+            message_from_logs: plan.message_from_logs,
+            rootfs_error: record.rootfs_error.take(),
+        };
+        tokio::spawn(life.run(request));
+    }
+
+    fn announce(&self, action: Action) {
+        let events = self.containers.events();
+        let of = |index: usize, attempt: u32, kind: EventKind| {
+            let name = self
+                .plans
+                .get(index)
+                .map(|plan| plan.name.clone())
+                .unwrap_or_default();
+            Event {
+                kind: kind.into(),
+                container_id: container_id(&name, attempt),
+                container: name,
+                attempt,
+                ..Default::default()
+            }
+        };
+        match action {
+            Action::WantRootfs { index, attempt } => {
+                events.push(of(index, attempt, EventKind::ROOTFS_WANTED));
+            }
+            Action::BackingOff { index, delay } => {
+                let attempt = self
+                    .machine
+                    .slots()
+                    .get(index)
+                    .map_or(0, |slot| slot.attempt);
+                let mut event = of(index, attempt, EventKind::CONTAINER_BACKOFF);
+                event.message = format!(
+                    "back-off {}s restarting failed container={}",
+                    delay.as_secs(),
+                    event.container
+                );
+                events.push(event);
+            }
+            Action::Phase(phase) => {
+                events.push(Event {
+                    kind: EventKind::POD_PHASE.into(),
+                    phase: super::status::phase(phase).into(),
+                    ..Default::default()
+                });
+            }
+            Action::Finished => {
+                let (reason, message) = self.end_words();
+                events.push(Event {
+                    kind: EventKind::POD_FINISHED.into(),
+                    phase: super::status::phase(self.machine.phase()).into(),
+                    message: if message.is_empty() { reason } else { message },
+                    ..Default::default()
+                });
+            }
+            Action::Run { .. } | Action::Stop { .. } | Action::Kill { .. } => {}
+        }
+    }
+
+    /// PodStatus.reason and message.
+    fn end_words(&self) -> (String, String) {
+        match self.machine.end_reason() {
+            Some(EndReason::DeadlineExceeded) => (
+                "DeadlineExceeded".into(),
+                "Pod was active on the node longer than the specified deadline".into(),
+            ),
+            Some(EndReason::Stopped) => ("Stopped".into(), self.stop_reason.clone()),
+            Some(EndReason::InitFailed | EndReason::Completed) | None => {
+                (String::new(), String::new())
+            }
+        }
+    }
+
+    fn publish(&self, shared: &mut Shared) {
+        let (reason, message) = self.end_words();
+        let mut statuses: Vec<messages::ContainerStatus> = self
+            .records
+            .iter()
+            .zip(self.machine.slots())
+            .map(|(record, slot)| record.status(slot))
+            .collect();
+        let main = statuses.split_off(self.init_count.min(statuses.len()));
+        shared.status = PodStatus {
+            phase: super::status::phase(self.machine.phase()).into(),
+            init_containers: statuses,
+            containers: main,
+            reason,
+            message,
+            started_at_ns: self.started_at_ns,
+            finished_at_ns: if self.machine.finished() {
+                clock::realtime_ns()
+            } else {
+                0
+            },
+            sequence: self.containers.events().last_sequence(),
+            ..Default::default()
+        };
+    }
+}
+
+/// Id of one attempt of a container.
+fn container_id(name: &str, attempt: u32) -> String {
+    format!("{name}.{attempt}")
+}
+
+/// One attempt of one container, from its creation to its end.
+struct Life<C> {
+    containers: C,
+    reports: mpsc::UnboundedSender<Report>,
+    index: usize,
+    message_from_logs: bool,
+    rootfs_error: Option<String>,
+}
+
+impl<C: Containers> Life<C> {
+    async fn run(self, request: CreateContainer) {
+        let id = request.id.clone();
+        let exit = self.live(request).await;
+        let _ = self.reports.send(Report::Ended {
+            index: self.index,
+            exit,
+        });
+        // Only now, so that an exec or a reader finds the container until its end is known.
+        let _ = self.containers.delete(&ProcessName::container(id)).await;
+    }
+
+    async fn live(&self, request: CreateContainer) -> ExitStatus {
+        let process = ProcessName::container(request.id.clone());
+        let label = request.label.clone();
+        if let Some(error) = &self.rootfs_error {
+            return self.not_created(&process, label, "ContainerCreateError", error);
+        }
+        let pid = match self.containers.create(request).await {
+            Ok(pid) => pid,
+            Err(error) => {
+                let reason = match error {
+                    ContainerError::Start(_) => "StartError",
+                    _ => "ContainerCreateError",
+                };
+                return self.not_created(&process, label, reason, &error.to_string());
+            }
+        };
+        let started = self.containers.start(&process).await;
+        if started.is_ok() {
+            let _ = self.reports.send(Report::Started {
+                index: self.index,
+                pid,
+            });
+        }
+        match (self.containers.wait(&process).await, started) {
+            (Ok(mut exit), started) => {
+                if let Err(error) = started
+                    && exit.message.is_empty()
+                {
+                    exit.message = error.to_string();
+                }
+                if self.message_from_logs && exit.code != 0 && exit.message.is_empty() {
+                    exit.message =
+                        String::from_utf8_lossy(&self.containers.output_tail(&process.container))
+                            .into_owned();
+                }
+                exit
+            }
+            (Err(error), _) => not_started("ContainerStatusUnknown", &error.to_string()),
+        }
+    }
+
+    /// The engine knows nothing of a container that it could not create, so its end is announced here.
+    fn not_created(
+        &self,
+        process: &ProcessName,
+        label: Option<PodLabel>,
+        reason: &str,
+        message: &str,
+    ) -> ExitStatus {
+        let exit = not_started(reason, message);
+        let label = label.unwrap_or(PodLabel {
+            container: String::new(),
+            attempt: 0,
+        });
+        self.containers.events().push(Event {
+            kind: EventKind::CONTAINER_EXITED.into(),
+            container_id: process.container.clone(),
+            container: label.container,
+            attempt: label.attempt,
+            exit: Some(exit.clone()).into(),
+            message: exit.message.clone(),
+            ..Default::default()
+        });
+        exit
+    }
+}
+
+fn not_started(reason: &str, message: &str) -> ExitStatus {
+    let now = clock::realtime_ns();
+    ExitStatus {
+        code: START_ERROR_CODE,
+        reason: reason.into(),
+        message: message.chars().take(MESSAGE_BYTES / 4).collect(),
+        started_at_ns: 0,
+        finished_at_ns: now,
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests;
