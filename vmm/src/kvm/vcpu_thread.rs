@@ -53,6 +53,8 @@ pub struct Shared {
     pub gate: Arc<RunGate>,
     /// Where the end is reported.
     pub ending: Arc<Ending>,
+    /// Called by each vCPU thread before it enters the guest.
+    pub prepare: fn(),
 }
 
 impl std::fmt::Debug for Shared {
@@ -150,6 +152,7 @@ enum After {
 }
 
 fn run(id: u8, mut vcpu: VcpuFd, shared: &Shared, counts: &ExitCounts) {
+    (shared.prepare)();
     RUNNING.set(ptr::from_mut(vcpu.get_kvm_run()));
     loop {
         match shared.gate.wanted() {

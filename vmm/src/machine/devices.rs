@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 
 use vmpod_vmm_api::MachineConfig;
 
+use crate::jail::Places;
 use crate::virtio::VirtioDevice;
+use crate::virtio::balloon::{Balloon, BalloonControl};
 use crate::virtio::fs::{Fs, FsError};
 use crate::virtio::net::{Net, NetError};
 use crate::virtio::rng::Rng;
@@ -101,28 +103,51 @@ impl Inherited {
     }
 }
 
-/// The devices, in the order of their windows.
+/// Names of file system devices begin with this.
+pub const FS_PREFIX: &str = "fs";
+
+/// What was built.
+pub struct Devices {
+    /// The devices, in the order of their windows.
+    pub all: Vec<Box<dyn VirtioDevice>>,
+    /// The balloon's handle, if there is one.
+    pub balloon: Option<BalloonControl>,
+}
+
+impl std::fmt::Debug for Devices {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list()
+            .entries(self.all.iter().map(|d| d.name()))
+            .finish()
+    }
+}
+
+/// How many devices [`build`] makes of a configuration.
+#[must_use]
+pub fn count(config: &MachineConfig) -> usize {
+    1 + usize::from(config.vsock.is_some())
+        + usize::from(config.balloon)
+        + config.shares.len()
+        + config.nets.len()
+        + config.blocks.len()
+}
+
+/// Builds all devices. `places` says where this process finds the directories of the configuration.
 ///
 /// # Errors
 /// A path or descriptor of the configuration cannot be used.
-pub fn build(config: &MachineConfig) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
-    let unknown = |name: &str, field| {
-        Err(DeviceError::Unknown {
-            name: name.to_owned(),
-            field,
-        })
-    };
+pub fn build(config: &MachineConfig, places: &Places) -> Result<Devices, DeviceError> {
     let mut inherited = Inherited::default();
-    let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new("rng0"))];
-    if let Some(vsock) = &config.vsock {
+    let mut all: Vec<Box<dyn VirtioDevice>> = Vec::with_capacity(count(config));
+    if let (Some(vsock), Some(path)) = (&config.vsock, &places.vsock) {
         let name = "vsock0".to_owned();
-        let device = Vsock::new(name.clone(), vsock.guest_cid, &vsock.uds_path)
+        let device = Vsock::new(name.clone(), vsock.guest_cid, path)
             .map_err(|source| DeviceError::Vsock { name, source })?;
-        devices.push(Box::new(device));
+        all.push(Box::new(device));
     }
-    for (i, share) in config.shares.iter().enumerate() {
-        let name = format!("fs{i}");
-        let root = open_directory(&share.path).map_err(|source| DeviceError::Share {
+    for (i, (share, path)) in config.shares.iter().zip(&places.shares).enumerate() {
+        let name = format!("{FS_PREFIX}{i}");
+        let root = open_directory(path).map_err(|source| DeviceError::Share {
             name: name.clone(),
             path: share.path.clone(),
             source,
@@ -135,7 +160,7 @@ pub fn build(config: &MachineConfig) -> Result<Vec<Box<dyn VirtioDevice>>, Devic
             share.read_only,
         )
         .map_err(|source| DeviceError::Fs { name, source })?;
-        devices.push(Box::new(device));
+        all.push(Box::new(device));
     }
     for (i, net) in config.nets.iter().enumerate() {
         let name = format!("net{i}");
@@ -144,15 +169,25 @@ pub fn build(config: &MachineConfig) -> Result<Vec<Box<dyn VirtioDevice>>, Devic
         let mac = net.mac_bytes().unwrap_or_default();
         let device = Net::new(name.clone(), tap, mac, net.mtu)
             .map_err(|source| DeviceError::Net { name, source })?;
-        devices.push(Box::new(device));
+        all.push(Box::new(device));
     }
     if !config.blocks.is_empty() {
-        return unknown("blk0", "blocks");
+        return Err(DeviceError::Unknown {
+            name: "blk0".to_owned(),
+            field: "blocks",
+        });
     }
-    if config.balloon {
-        return unknown("balloon0", "balloon");
+    let balloon = config.balloon.then(|| Balloon::new("balloon0".to_owned()));
+    let control = balloon.as_ref().map(Balloon::control);
+    if let Some(balloon) = balloon {
+        all.push(Box::new(balloon));
     }
-    Ok(devices)
+    // Last, because a guest that boots does not wait for it.
+    all.push(Box::new(Rng::new("rng0")));
+    Ok(Devices {
+        all,
+        balloon: control,
+    })
 }
 
 /// A handle on a directory that may be used without further rights to its path.

@@ -22,13 +22,15 @@ use crate::boot::{self, BootError};
 use crate::console::SerialIrq;
 use crate::console::log::{ConsoleLog, LogError};
 use crate::ending::Ending;
+use crate::jail::{Jail, JailError, Places, ThreadKind, confine_thread, confine_thread_or_exit};
 use crate::kvm::run_gate::{RunGate, Wanted};
 use crate::kvm::vcpu_thread::{Shared, VcpuThread, install_kick_handler};
 use crate::kvm::{KvmError, Vm};
 use crate::layout;
 use crate::memory::{self, MemoryError};
-use crate::virtio::GuestMemory;
+use crate::virtio::balloon::BalloonControl;
 use crate::virtio::mmio::{MmioBus, MmioTransport, NOTIFY_OFFSET, TransportError};
+use crate::virtio::{GuestMemory, worker_thread};
 
 /// The machine could not be built or started.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +56,9 @@ pub enum CreateError {
     /// Transport of a device.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// Confinement of the process.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// A descriptor or thread.
     #[error("{what}")]
     Host {
@@ -73,7 +78,10 @@ pub struct BuiltMachine {
     vm: Vm,
     buses: Arc<Buses>,
     windows: Arc<MmioBus>,
+    balloon: Option<BalloonControl>,
     entry: u64,
+    /// Entered, and still to be closed.
+    jail: Option<Jail>,
 }
 
 /// A running machine.
@@ -84,14 +92,15 @@ pub struct Machine {
     vcpus: Vec<VcpuThread>,
     buses: Arc<Buses>,
     windows: Arc<MmioBus>,
+    balloon: Option<BalloonControl>,
     memory: GuestMemory,
     // Last, so that it outlives the threads that run it.
     _vm: Vm,
 }
 
 impl BuiltMachine {
-    /// Opens and loads everything the machine needs. Nothing of the configuration's paths and descriptors is needed
-    /// afterwards.
+    /// Opens and loads everything the machine needs, and changes the process's root if the configuration has a jail.
+    /// Nothing of the configuration's paths and descriptors is needed afterwards.
     ///
     /// # Errors
     /// The configuration is out of range, or the host cannot provide something.
@@ -100,18 +109,30 @@ impl BuiltMachine {
         let host = |what| move |source| CreateError::Host { what, source };
         let memory = memory::allocate(config.memory_mib)?;
         let vm = Vm::new(Arc::clone(&memory), config.vcpus)?;
-        let log = ConsoleLog::create(&config.console_log, config.console_log_bytes)?;
+        let entry = boot::prepare(
+            &memory,
+            &config.kernel,
+            config.vcpus,
+            devices::count(&config),
+        )?;
         let irq = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
             .map_err(host("create the console's interrupt"))?;
         vm.attach_irq(&irq, layout::SERIAL_IRQ)?;
-        let devices = devices::build(&config)?;
-        let mut transports = Vec::with_capacity(devices.len());
-        for (index, device) in devices.into_iter().enumerate() {
+        let (jail, places) = match &config.jail {
+            Some(jail) => {
+                let (jail, places) = Jail::enter(jail, &config)?;
+                (Some(jail), places)
+            }
+            None => (None, Places::unconfined(&config)),
+        };
+        let log = ConsoleLog::create(&places.console, config.console_log_bytes)?;
+        let devices = devices::build(&config, &places)?;
+        let mut transports = Vec::with_capacity(devices.all.len());
+        for (index, device) in devices.all.into_iter().enumerate() {
             let transport = MmioTransport::new(device, Arc::clone(&memory))?;
             attach(&vm, &transport, index)?;
             transports.push(transport);
         }
-        let entry = boot::prepare(&memory, &config.kernel, config.vcpus, transports.len())?;
         let windows = Arc::new(MmioBus::new(transports));
         let buses = Arc::new(Buses::new(
             Serial::new(SerialIrq(irq), log),
@@ -123,7 +144,9 @@ impl BuiltMachine {
             vm,
             buses,
             windows,
+            balloon: devices.balloon,
             entry,
+            jail,
         })
     }
 
@@ -139,11 +162,20 @@ impl BuiltMachine {
             access: self.buses.clone(),
             gate: Arc::clone(&gate),
             ending,
+            prepare: || confine_thread_or_exit(ThreadKind::Vcpu),
         };
         let count = self.config.vcpus;
         let mut fds = Vec::with_capacity(usize::from(count));
         for id in 0..count {
             fds.push(self.vm.create_vcpu(id, count, self.entry)?);
+        }
+        if let Some(jail) = self.jail {
+            jail.close()?;
+            worker_thread::start_spawner(
+                || confine_thread_or_exit(ThreadKind::Spawner),
+                confine_worker,
+            )
+            .map_err(host("start the thread that starts device workers"))?;
         }
         let mut machine = Machine {
             config: self.config,
@@ -151,6 +183,7 @@ impl BuiltMachine {
             vcpus: Vec::with_capacity(fds.len()),
             buses: self.buses,
             windows: self.windows,
+            balloon: self.balloon,
             memory: self.memory,
             _vm: self.vm,
         };
@@ -160,8 +193,18 @@ impl BuiltMachine {
                 VcpuThread::start(id, fd, shared.clone()).map_err(host("start a vCPU thread"))?,
             );
         }
+        confine_thread(ThreadKind::Control)?;
         Ok(machine)
     }
+}
+
+/// Narrows a device worker down; its name begins with its device's.
+fn confine_worker(name: &str) {
+    confine_thread_or_exit(if name.starts_with(devices::FS_PREFIX) {
+        ThreadKind::Files
+    } else {
+        ThreadKind::Device
+    });
 }
 
 /// Wires a device's interrupt and notifications to KVM.
@@ -251,7 +294,10 @@ impl Machine {
         Ok(Metrics {
             vcpu_exits,
             memory_resident_bytes: memory::resident_bytes(&self.memory)?,
-            memory_reported_bytes: 0,
+            memory_reported_bytes: self
+                .balloon
+                .as_ref()
+                .map_or(0, BalloonControl::reported_bytes),
             devices,
         })
     }

@@ -1,7 +1,8 @@
 //! The guest side of the boot tests: an init in machine code, the ELF file and the cpio archive around it.
 //!
 //! It needs no compiler at test time and no file. Its first argument (behind `--` on the kernel command line) says how it
-//! ends: `reset`, `exit` (which makes the kernel panic) or `wait`. Before that it prints what it found:
+//! ends: `reset`, `exit` (which makes the kernel panic) or `wait`. Before that it writes `hi` to `from-guest` in the share
+//! `pod` and to port 1024 of the host, if there are such, and prints what it found:
 //! `READY cpus=<16 hex digits> memory=<16 hex digits>`.
 
 use std::arch::global_asm;
@@ -15,6 +16,45 @@ global_asm!(
     "guest_init_start:",
     "mov r15, [rsp + 16]", // argv[1]
     "sub rsp, 256",
+    // mount("pod", "/mnt", "virtiofs", 0, NULL)
+    "mov eax, 165",
+    "lea rdi, [rip + 10f]",
+    "lea rsi, [rip + 11f]",
+    "lea rdx, [rip + 12f]",
+    "xor r10d, r10d",
+    "xor r8d, r8d",
+    "syscall",
+    // open("/mnt/from-guest", O_CREAT | O_WRONLY, 0644)
+    "mov eax, 2",
+    "lea rdi, [rip + 13f]",
+    "mov esi, 0x41",
+    "mov edx, 0x1a4",
+    "syscall",
+    // write(fd, "hi", 2)
+    "mov edi, eax",
+    "mov eax, 1",
+    "lea rsi, [rip + 14f]",
+    "mov edx, 2",
+    "syscall",
+    // socket(AF_VSOCK, SOCK_STREAM, 0)
+    "mov eax, 41",
+    "mov edi, 40",
+    "mov esi, 1",
+    "xor edx, edx",
+    "syscall",
+    "mov r12d, eax",
+    // connect(fd, host port 1024)
+    "mov edi, r12d",
+    "mov eax, 42",
+    "lea rsi, [rip + 15f]",
+    "mov edx, 16",
+    "syscall",
+    // write(fd, "hi", 2)
+    "mov edi, r12d",
+    "mov eax, 1",
+    "lea rsi, [rip + 14f]",
+    "mov edx, 2",
+    "syscall",
     // sched_getaffinity(0, 128, rsp)
     "mov eax, 204",
     "xor edi, edi",
@@ -93,6 +133,15 @@ global_asm!(
     "ret",
     "7:",
     ".ascii \"READY cpus=0000000000000000 memory=0000000000000000\\n\\n\"",
+    "10: .asciz \"pod\"",
+    "11: .asciz \"/mnt\"",
+    "12: .asciz \"virtiofs\"",
+    "13: .asciz \"/mnt/from-guest\"",
+    "14: .asciz \"hi\"",
+    // struct sockaddr_vm: family, reserved, port, context id, flags
+    "15:",
+    ".short 40, 0",
+    ".long 1024, 2, 0",
     "guest_init_end:",
     ".popsection",
 );
@@ -172,6 +221,7 @@ pub fn write_initramfs(path: &Path) {
     };
     entry("dev", 0o040_755, (0, 0), &[]);
     entry("dev/console", 0o020_600, (5, 1), &[]);
+    entry("mnt", 0o040_755, (0, 0), &[]);
     entry("init", 0o100_755, (0, 0), &elf());
     entry("TRAILER!!!", 0, (0, 0), &[]);
     std::fs::write(path, archive).unwrap();

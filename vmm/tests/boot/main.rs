@@ -7,13 +7,16 @@ mod vmm_process;
 
 use std::time::Duration;
 
+use std::io::Read;
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 use vmpod_vmm_api::{
-    ExitReason, MachineState, NetConfig, Reply, Request, ShareConfig, VsockConfig,
+    ExitReason, JailConfig, MachineState, NetConfig, Reply, Request, ShareConfig, VsockConfig,
 };
 
-use crate::vmm_process::VmmProcess;
+use crate::vmm_process::{LIMIT, VmmProcess};
 
 /// What the init printed: CPUs and bytes of memory.
 fn ready(console: &str) -> (u64, u64) {
@@ -162,17 +165,155 @@ fn machine_with_devices_boots_and_its_drivers_start_them() {
         mac: "02:00:00:00:00:01".into(),
         mtu: 1500,
     });
+    config.balloon = true;
+    let listener = UnixListener::bind(vmm.dir.path().join("vsock_1024")).unwrap();
     vmm.create(config);
     vmm.wait_console("READY");
     let metrics = vmm.metrics();
     println!("{metrics:?}");
     let names: Vec<_> = metrics.devices.keys().map(String::as_str).collect();
-    assert_eq!(names, ["fs0", "net0", "rng0", "vsock0"]);
-    // The vsock driver hands its receive buffers out as soon as it has started.
-    assert!(metrics.devices["vsock0"].notifications > 0);
+    assert_eq!(names, ["balloon0", "fs0", "net0", "rng0", "vsock0"]);
+    assert_eq!(greeting(&listener), "hi");
+    assert_eq!(read_from_guest(&vmm), "hi");
     assert_eq!(vmm.request(&Request::Stop), Reply::Done);
     assert_eq!(vmm.exited(), ExitReason::Stopped);
     assert_eq!(vmm.wait(), (Some(0), String::new()));
+}
+
+fn read_from_guest(vmm: &VmmProcess) -> String {
+    std::fs::read_to_string(vmm.dir.path().join("from-guest")).unwrap()
+}
+
+/// What the guest sends to a listener.
+fn greeting(listener: &UnixListener) -> String {
+    let (stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut bytes = [0; 2];
+    (&stream).read_exact(&mut bytes).unwrap();
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+#[ignore = "needs KVM: run by cargo xtask test in the node"]
+fn machine_in_a_jail_serves_its_devices_with_few_rights() {
+    let mut vmm = VmmProcess::start_with_tap("vmmtest1");
+    let mut config = vmm.config(2, 128, "wait");
+    let dir = vmm.dir.path().to_owned();
+    for name in ["share", "run", "jail"] {
+        std::fs::create_dir(dir.join(name)).unwrap();
+    }
+    config.console_log = dir.join("run/console.log");
+    config.vsock = Some(VsockConfig {
+        guest_cid: 3,
+        uds_path: dir.join("run/vsock"),
+    });
+    config.shares.push(ShareConfig {
+        tag: "pod".into(),
+        path: dir.join("share"),
+        queues: 1,
+        read_only: false,
+    });
+    config.nets.push(NetConfig {
+        tap_fd: vmm.tap.as_ref().unwrap().as_raw_fd(),
+        mac: "02:00:00:00:00:01".into(),
+        mtu: 1500,
+    });
+    config.balloon = true;
+    config.jail = Some(JailConfig {
+        root: dir.join("jail"),
+        open_files: 4096,
+    });
+    vmm.console = dir.join("run/console.log");
+    let listener = UnixListener::bind(dir.join("run/vsock_1024")).unwrap();
+    vmm.create(config);
+    vmm.wait_console("READY");
+    assert_eq!(greeting(&listener), "hi");
+    assert_eq!(
+        std::fs::read_to_string(dir.join("share/from-guest")).unwrap(),
+        "hi"
+    );
+
+    let process = Path::new("/proc").join(vmm.child.id().to_string());
+    let mut root: Vec<_> = std::fs::read_dir(process.join("root"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    root.sort();
+    assert_eq!(root, ["console", "proc", "share", "vsock"]);
+    assert!(std::fs::read_link(process.join("root/proc/self")).is_err());
+
+    // CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SETGID, SETUID, MKNOD, SETFCAP
+    let serve_files = 0x8800_00dfu64;
+    let mut seen = Vec::new();
+    for task in std::fs::read_dir(process.join("task")).unwrap() {
+        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|l| l.strip_prefix(name)).unwrap();
+            line.trim().to_owned()
+        };
+        let capabilities = |name: &str| u64::from_str_radix(&field(name), 16).unwrap();
+        let name = field("Name:");
+        let serves = name.starts_with("fs0.") || name == "spawner";
+        let expected = if serves { serve_files } else { 0 };
+        assert_eq!(capabilities("CapPrm:"), expected, "{name}");
+        assert_eq!(capabilities("CapEff:"), expected, "{name}");
+        assert_eq!(capabilities("CapInh:"), 0, "{name}");
+        assert_eq!(capabilities("CapAmb:"), 0, "{name}");
+        assert_eq!(capabilities("CapBnd:"), serve_files, "{name}");
+        assert_eq!(field("Seccomp:"), "2", "{name}");
+        assert_eq!(field("NoNewPrivs:"), "1", "{name}");
+        seen.push(name);
+    }
+    seen.sort();
+    println!("{seen:?}");
+    for name in [
+        "balloon0", "fs0.1", "net0", "rng0", "vcpu0", "vcpu1", "vsock0",
+    ] {
+        assert!(seen.iter().any(|s| s == name), "{name} in {seen:?}");
+    }
+    for namespace in ["mnt", "net", "ipc", "uts"] {
+        let of = |p: &Path| std::fs::read_link(p.join("ns").join(namespace)).unwrap();
+        assert_ne!(of(&process), of(Path::new("/proc/self")), "{namespace}");
+    }
+    let limits = std::fs::read_to_string(process.join("limits")).unwrap();
+    assert!(
+        limits
+            .lines()
+            .any(|l| l.starts_with("Max open files") && l.contains("4096")),
+        "{limits}"
+    );
+
+    assert_eq!(vmm.request(&Request::Pause), Reply::Done);
+    assert_eq!(vmm.request(&Request::Resume), Reply::Done);
+    vmm.metrics();
+    assert_eq!(vmm.request(&Request::Stop), Reply::Done);
+    assert_eq!(vmm.exited(), ExitReason::Stopped);
+    assert_eq!(vmm.wait(), (Some(0), String::new()));
+    assert!(!dir.join("run/vsock").exists());
+}
+
+#[test]
+#[ignore = "needs KVM: run by cargo xtask test in the node"]
+fn machine_in_a_jail_that_panics_says_so() {
+    let mut vmm = VmmProcess::start();
+    let mut config = vmm.config(1, 128, "exit");
+    let dir = vmm.dir.path().to_owned();
+    for name in ["run", "jail"] {
+        std::fs::create_dir(dir.join(name)).unwrap();
+    }
+    config.console_log = dir.join("run/console.log");
+    config.console_log_bytes = 1024;
+    config.kernel.extra_cmdline = "ignore_loglevel -- exit".into();
+    config.jail = Some(JailConfig {
+        root: dir.join("jail"),
+        open_files: 64,
+    });
+    vmm.console = dir.join("run/console.log");
+    vmm.create(config);
+    assert!(matches!(vmm.exited(), ExitReason::Panic { .. }));
+    assert_eq!(vmm.wait().0, Some(2));
+    // All messages of a boot are longer than the bound: the log has been set aside from within the jail.
+    assert!(dir.join("run/console.log.1").exists());
 }
 
 #[test]

@@ -22,6 +22,8 @@ pub struct VmmProcess {
     pub child: Child,
     stream: BufReader<UnixStream>,
     pub dir: tempfile::TempDir,
+    /// Where the console log is.
+    pub console: PathBuf,
     /// A tap that the process has inherited under the same number.
     pub tap: Option<OwnedFd>,
 }
@@ -58,10 +60,12 @@ impl VmmProcess {
         }
         let child = command.spawn().unwrap();
         ours.set_read_timeout(Some(LIMIT)).unwrap();
+        let dir = tempfile::tempdir().unwrap();
         Self {
             child,
             stream: BufReader::new(ours),
-            dir: tempfile::tempdir().unwrap(),
+            console: dir.path().join("console.log"),
+            dir,
             tap,
         }
     }
@@ -81,7 +85,7 @@ impl VmmProcess {
                 initramfs: Some(initramfs),
                 extra_cmdline: format!("-- {action}"),
             },
-            console_log: self.console_path(),
+            console_log: self.console.clone(),
             console_log_bytes: 1 << 20,
             shares: vec![],
             nets: vec![],
@@ -92,12 +96,8 @@ impl VmmProcess {
         }
     }
 
-    fn console_path(&self) -> PathBuf {
-        self.dir.path().join("console.log")
-    }
-
     pub fn console(&self) -> String {
-        std::fs::read(self.console_path())
+        std::fs::read(&self.console)
             .map(|b| String::from_utf8_lossy(&b).into_owned())
             .unwrap_or_default()
     }
@@ -124,6 +124,9 @@ impl VmmProcess {
     pub fn receive(&mut self) -> Message {
         let mut line = String::new();
         self.stream.read_line(&mut line).unwrap();
+        if line.is_empty() {
+            panic!("the VMM closed its control socket: {:?}", self.wait());
+        }
         serde_json::from_str(&line).unwrap_or_else(|e| panic!("{line:?}: {e}"))
     }
 

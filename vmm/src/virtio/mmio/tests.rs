@@ -13,10 +13,13 @@ use crate::virtio::{
     VirtioDevice,
 };
 
+/// Agreed features, and index and size of each queue.
+type Activated = (u64, Vec<(u16, u16)>);
+
 /// What a fake device was told. Shared between the device in its transport and the test.
 #[derive(Default)]
 struct Seen {
-    activations: Mutex<Vec<(u64, Vec<(u16, u16)>)>>,
+    activations: Mutex<Vec<Activated>>,
     config: Mutex<[u8; 16]>,
     stops: AtomicU64,
 }

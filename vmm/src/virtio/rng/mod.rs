@@ -10,32 +10,21 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-use std::io;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::worker::Worker;
+use crate::virtio::ring::take_queue;
+use crate::virtio::worker_thread::WorkerThread;
 use crate::virtio::{ActivateError, Activation, DeviceCounters, StoppedQueue, VirtioDevice};
-
-/// Stack of the worker thread in bytes: its deepest frame holds one chunk of random bytes.
-const STACK_BYTES: usize = 64 * 1024;
 
 /// The entropy device.
 #[derive(Debug)]
 pub struct Rng {
     name: String,
     counters: Arc<DeviceCounters>,
-    running: Option<Running>,
-}
-
-/// A started worker: its thread, and the descriptor that ends it.
-#[derive(Debug)]
-struct Running {
-    stop: EventFd,
-    thread: JoinHandle<StoppedQueue>,
+    running: Option<WorkerThread<StoppedQueue>>,
 }
 
 impl Rng {
@@ -71,39 +60,30 @@ impl VirtioDevice for Rng {
         data.fill(0);
     }
 
-    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let host = |what| move |source: io::Error| ActivateError::Host { what, source };
-        let queue = activation
-            .queues
-            .into_iter()
-            .find(|q| q.index == spec::REQUEST_QUEUE)
-            .ok_or(ActivateError::QueueMissing {
-                index: spec::REQUEST_QUEUE,
-            })?;
-        let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("create an eventfd"))?;
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let worker = Worker {
+            queue: take_queue(&mut activation.queues, spec::REQUEST_QUEUE)?,
             memory: activation.memory,
             interrupt: activation.interrupt,
             counters: Arc::clone(&self.counters),
-            queue,
-            stop: stop.try_clone().map_err(host("duplicate an eventfd"))?,
         };
-        let thread = std::thread::Builder::new()
-            .name(self.name.clone())
-            .stack_size(STACK_BYTES)
-            .spawn(move || worker.run())
-            .map_err(host("start the worker thread"))?;
-        self.running = Some(Running { stop, thread });
+        let thread =
+            WorkerThread::spawn(&self.name, move |stop| worker.run(&stop)).map_err(|source| {
+                ActivateError::Host {
+                    what: "start the worker thread",
+                    source,
+                }
+            })?;
+        self.running = Some(thread);
         Ok(())
     }
 
     fn stop(&mut self) -> Vec<StoppedQueue> {
-        let Some(running) = self.running.take() else {
-            return Vec::new();
-        };
-        // An eventfd write fails only when its counter is full, and then the worker is woken as well.
-        let _ = running.stop.write(1);
-        running.thread.join().into_iter().collect()
+        self.running
+            .take()
+            .and_then(WorkerThread::stop)
+            .into_iter()
+            .collect()
     }
 
     fn counters(&self) -> Arc<DeviceCounters> {

@@ -3,129 +3,93 @@
 use std::io;
 use std::sync::Arc;
 
-use virtio_queue::QueueT;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::VolatileSlice;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::request;
+use crate::virtio::chain::ChainParts;
+use crate::virtio::ring::Ring;
 use crate::virtio::wakeup::{Wakeup, wait};
-use crate::virtio::{
-    ActiveQueue, DeviceCounters, GuestMemory, Interrupt, InterruptKind, StoppedQueue,
-};
+use crate::virtio::{ActiveQueue, DeviceCounters, GuestMemory, Interrupt, StoppedQueue};
 
 /// Bytes asked of the host's pool at once; up to 256 are never cut short by a signal (getrandom(2)).
 const CHUNK: usize = 256;
 
-/// State of the worker thread.
+/// What the worker thread gets.
 pub(super) struct Worker {
+    pub(super) queue: ActiveQueue,
     pub(super) memory: GuestMemory,
     pub(super) interrupt: Arc<dyn Interrupt>,
     pub(super) counters: Arc<DeviceCounters>,
-    pub(super) queue: ActiveQueue,
-    pub(super) stop: EventFd,
 }
 
 impl Worker {
     /// Answers requests until told to stop, then gives the queue back.
-    pub(super) fn run(mut self) -> StoppedQueue {
-        // The first pass is for requests that were already there: after a restore nobody notifies again.
-        self.drain();
-        loop {
-            match wait(&self.queue.kick, &self.stop) {
-                Ok(Wakeup::Kicked) => {
-                    DeviceCounters::add(&self.counters.notifications, 1);
-                    self.drain();
-                }
-                Ok(Wakeup::Stopped) => break,
-                Err(_) => {
-                    // Without its descriptors the worker cannot serve; the guest sees a source that stays silent.
-                    DeviceCounters::add(&self.counters.errors, 1);
-                    break;
-                }
-            }
-        }
-        StoppedQueue {
-            index: self.queue.index,
-            queue: self.queue.queue,
-            kick: self.queue.kick,
-        }
-    }
-
-    /// Answers everything on the ring. A ring that announces work and holds none that can be taken ends the pass, so
-    /// that a hostile driver cannot keep the thread turning.
-    fn drain(&mut self) {
+    pub(super) fn run(self, stop: &EventFd) -> StoppedQueue {
         let memory = Arc::clone(&self.memory);
-        let memory: &GuestMemoryMmap<()> = &memory;
-        loop {
-            if self.queue.queue.disable_notification(memory).is_err() {
-                DeviceCounters::add(&self.counters.errors, 1);
-                return;
+        let counters = Arc::clone(&self.counters);
+        let kick = self.queue.kick.try_clone();
+        let mut ring = Ring::new(self.queue, &memory, self.interrupt, self.counters);
+        let mut parts = ChainParts::default();
+        // The first pass is for requests that were already there: after a restore nobody notifies again.
+        drain(&mut ring, &mut parts, &counters);
+        // Without its descriptors the worker cannot serve; the guest sees a source that stays silent.
+        if let Ok(kick) = kick {
+            while let Ok(Wakeup::Kicked) = wait(&kick, stop) {
+                DeviceCounters::add(&counters.notifications, 1);
+                drain(&mut ring, &mut parts, &counters);
             }
-            let mut answered = false;
-            while let Some(chain) = self.queue.queue.pop_descriptor_chain(memory) {
-                answered = true;
-                let head = chain.head_index();
-                let written = match request::parse(chain) {
-                    Ok(spans) => self.fill(memory, &spans),
-                    Err(_) => {
-                        DeviceCounters::add(&self.counters.errors, 1);
-                        0
-                    }
-                };
-                DeviceCounters::add(&self.counters.requests, 1);
-                if self.queue.queue.add_used(memory, head, written).is_err() {
-                    DeviceCounters::add(&self.counters.errors, 1);
-                }
-            }
-            if answered {
-                self.interrupt_driver(memory);
-            }
-            match self.queue.queue.enable_notification(memory) {
-                Ok(true) if answered => {}
-                Ok(_) => return,
+        }
+        ring.into_stopped()
+    }
+}
+
+/// Answers everything on the ring.
+fn drain<'m>(ring: &mut Ring<'m>, parts: &mut ChainParts<'m>, counters: &DeviceCounters) {
+    loop {
+        ring.disable_notifications();
+        while let Some(taken) = ring.take(parts) {
+            let written = match request::parse(parts) {
+                Ok(spans) if taken.fault.is_none() => fill(&spans, counters),
+                Ok(_) => 0,
                 Err(_) => {
-                    DeviceCounters::add(&self.counters.errors, 1);
-                    return;
+                    DeviceCounters::add(&counters.errors, 1);
+                    0
                 }
-            }
+            };
+            DeviceCounters::add(&counters.requests, 1);
+            ring.add_used(taken.head, written);
+        }
+        ring.signal();
+        if !ring.enable_notifications() {
+            return;
         }
     }
+}
 
-    /// Fills spans in order; returns the bytes written before the first that could not be.
-    fn fill(&self, memory: &GuestMemoryMmap<()>, spans: &[(GuestAddress, u32)]) -> u32 {
-        let mut written = 0u32;
-        for &(start, length) in spans {
-            let mut done = 0u32;
-            while done < length {
-                let mut chunk = [0u8; CHUNK];
-                let n = (length - done).min(CHUNK as u32);
-                let bytes = &mut chunk[..n as usize];
-                let stored = random(bytes).is_ok()
-                    && start
-                        .0
-                        .checked_add(u64::from(done))
-                        .is_some_and(|at| memory.write_slice(bytes, GuestAddress(at)).is_ok());
-                if !stored {
-                    DeviceCounters::add(&self.counters.errors, 1);
-                    return written;
-                }
-                done += n;
-                written += n;
-                DeviceCounters::add(&self.counters.read_bytes, u64::from(n));
+/// Fills spans in order; returns the bytes written, which are fewer only if the host has no randomness to give.
+fn fill(spans: &[VolatileSlice<'_>], counters: &DeviceCounters) -> u32 {
+    let mut written = 0u32;
+    let mut chunk = [0u8; CHUNK];
+    for span in spans {
+        let mut done = 0;
+        while done < span.len() {
+            let n = (span.len() - done).min(CHUNK);
+            let (Some(bytes), Ok(target)) = (chunk.get_mut(..n), span.subslice(done, n)) else {
+                return written;
+            };
+            if random(bytes).is_err() {
+                DeviceCounters::add(&counters.errors, 1);
+                return written;
             }
-        }
-        written
-    }
-
-    fn interrupt_driver(&mut self, memory: &GuestMemoryMmap<()>) {
-        // A ring whose event index cannot be read is answered with an interrupt too many.
-        if self.queue.queue.needs_notification(memory).unwrap_or(true) {
-            match self.interrupt.raise(InterruptKind::Queue(self.queue.index)) {
-                Ok(()) => DeviceCounters::add(&self.counters.interrupts, 1),
-                Err(_) => DeviceCounters::add(&self.counters.errors, 1),
-            }
+            target.copy_from(&*bytes);
+            done += n;
+            // A chunk is at most 256 bytes and a request at most 64 KiB.
+            written += n as u32;
+            DeviceCounters::add(&counters.read_bytes, n as u64);
         }
     }
+    written
 }
 
 /// Fills `bytes`, at most [`CHUNK`], from the host's pool.

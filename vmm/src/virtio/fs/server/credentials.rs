@@ -72,11 +72,13 @@ impl Credentials {
         // SAFETY: prctl with numbers only; securebits belong to the thread.
         let fixed = unsafe {
             let bits = libc::prctl(libc::PR_GET_SECUREBITS);
+            // A confined process has set the bit beforehand and may not ask again.
             bits >= 0
-                && libc::prctl(
-                    libc::PR_SET_SECUREBITS,
-                    libc::c_ulong::from(bits.unsigned_abs()) | NO_SETUID_FIXUP,
-                ) == 0
+                && (libc::c_ulong::from(bits.unsigned_abs()) & NO_SETUID_FIXUP != 0
+                    || libc::prctl(
+                        libc::PR_SET_SECUREBITS,
+                        libc::c_ulong::from(bits.unsigned_abs()) | NO_SETUID_FIXUP,
+                    ) == 0)
         };
         Ok(Self {
             uid: set_id(libc::SYS_setfsuid, u32::MAX),

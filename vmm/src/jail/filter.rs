@@ -1,0 +1,375 @@
+//! Seccomp filters: one for each kind of thread, from the lists of `syscalls`.
+//!
+//! A refused call ends the process with a message that names it. The lists are compiled once, before the guest runs.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+
+use super::syscalls;
+
+/// What a thread does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThreadKind {
+    /// The main thread once the machine runs.
+    Control,
+    /// Runs a vCPU.
+    Vcpu,
+    /// Serves a queue of the file system device.
+    Files,
+    /// Serves the queues of another device.
+    Device,
+    /// Starts the workers.
+    Spawner,
+}
+
+const KINDS: [ThreadKind; 5] = [
+    ThreadKind::Control,
+    ThreadKind::Vcpu,
+    ThreadKind::Files,
+    ThreadKind::Device,
+    ThreadKind::Spawner,
+];
+
+impl ThreadKind {
+    fn calls(self) -> Vec<&'static [libc::c_long]> {
+        let mut calls = vec![syscalls::COMMON];
+        match self {
+            Self::Control => calls.push(syscalls::CONTROL),
+            Self::Vcpu => calls.push(syscalls::VCPU),
+            Self::Files => calls.push(syscalls::FILES),
+            Self::Device => calls.push(syscalls::DEVICE),
+            // What it starts inherits its filter and narrows it down.
+            Self::Spawner => calls.extend([
+                syscalls::FILES,
+                syscalls::DEVICE,
+                syscalls::START_THREADS,
+                syscalls::NARROW,
+            ]),
+        }
+        calls
+    }
+
+    fn ioctls(self) -> Vec<&'static [u64]> {
+        match self {
+            Self::Control => vec![syscalls::CONTROL_IOCTLS],
+            Self::Vcpu => vec![syscalls::VCPU_IOCTLS],
+            Self::Files => vec![],
+            Self::Device => vec![syscalls::DEVICE_IOCTLS],
+            Self::Spawner => vec![syscalls::DEVICE_IOCTLS],
+        }
+    }
+}
+
+/// A filter could not be built or installed.
+#[derive(Debug, thiserror::Error)]
+pub enum FilterError {
+    /// It does not compile.
+    #[error("compile the system call filter of {kind} threads")]
+    Compile {
+        /// For which threads.
+        kind: &'static str,
+        /// Why not.
+        #[source]
+        source: seccompiler::BackendError,
+    },
+    /// The kernel refuses it.
+    #[error("install a system call filter; the host's kernel needs CONFIG_SECCOMP_FILTER")]
+    Install(#[source] seccompiler::Error),
+    /// The handler of refused calls.
+    #[error("install the handler of refused system calls")]
+    Handler(#[source] io::Error),
+}
+
+/// Compiled filters.
+#[derive(Debug)]
+pub struct Filters {
+    /// What all threads together may do; holds from the start.
+    process: BpfProgram,
+    by_kind: Vec<(ThreadKind, BpfProgram)>,
+}
+
+impl Filters {
+    /// Compiles the filters of this process.
+    ///
+    /// # Errors
+    /// A list is wrong, which the tests would show.
+    pub fn compile() -> Result<Self, FilterError> {
+        let mut by_kind = Vec::new();
+        for kind in KINDS {
+            by_kind.push((kind, compile("one kind of", &[kind])?));
+        }
+        Ok(Self {
+            process: compile("all", &KINDS)?,
+            by_kind,
+        })
+    }
+
+    /// Installs what holds for the whole process, while it has one thread.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn install_for_process(&self) -> Result<(), FilterError> {
+        install_handler().map_err(FilterError::Handler)?;
+        seccompiler::apply_filter(&self.process).map_err(FilterError::Install)
+    }
+
+    /// Narrows the calling thread down.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn install(&self, kind: ThreadKind) -> Result<(), FilterError> {
+        for (of, program) in &self.by_kind {
+            if *of == kind {
+                seccompiler::apply_filter(program).map_err(FilterError::Install)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn compile(name: &'static str, kinds: &[ThreadKind]) -> Result<BpfProgram, FilterError> {
+    build(kinds).map_err(|source| FilterError::Compile { kind: name, source })
+}
+
+/// A rule for one argument, compared in its lower 32 bits.
+fn argument(
+    index: u8,
+    operator: SeccompCmpOp,
+    value: u64,
+) -> Result<SeccompRule, seccompiler::BackendError> {
+    SeccompRule::new(vec![SeccompCondition::new(
+        index,
+        SeccompCmpArgLen::Dword,
+        operator,
+        value,
+    )?])
+}
+
+fn build(kinds: &[ThreadKind]) -> Result<BpfProgram, seccompiler::BackendError> {
+    // A call with no rule is allowed whatever its arguments are.
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    for &kind in kinds {
+        for call in kind.calls().into_iter().flatten() {
+            rules.insert(*call, Vec::new());
+        }
+        for request in kind.ioctls().into_iter().flatten() {
+            rules.entry(libc::SYS_ioctl).or_default().push(argument(
+                1,
+                SeccompCmpOp::Eq,
+                *request,
+            )?);
+        }
+    }
+    // No memory becomes executable.
+    let not_executable = || argument(2, SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64), 0);
+    rules.insert(libc::SYS_mmap, vec![not_executable()?]);
+    rules.insert(libc::SYS_mprotect, vec![not_executable()?]);
+    // Signals to threads of this process alone: a panic's abort, and kicks of vCPUs.
+    let own = u64::from(std::process::id());
+    rules.insert(libc::SYS_tgkill, vec![argument(0, SeccompCmpOp::Eq, own)?]);
+    // A thread's name, and what asks whether ids change capabilities.
+    let mut prctl = Vec::new();
+    for option in [
+        libc::PR_SET_NAME,
+        libc::PR_GET_SECUREBITS,
+        libc::PR_SET_NO_NEW_PRIVS,
+    ] {
+        prctl.push(argument(0, SeccompCmpOp::Eq, option as u64)?);
+    }
+    rules.insert(libc::SYS_prctl, prctl);
+    // glibc's own signals, SIGCANCEL and SIGSETXID, whose handlers come with the first thread.
+    let mut sigaction = Vec::new();
+    for signal in [32, 33] {
+        sigaction.push(argument(0, SeccompCmpOp::Eq, signal)?);
+    }
+    rules.insert(libc::SYS_rt_sigaction, sigaction);
+    let mut fcntl = Vec::new();
+    for command in [
+        libc::F_DUPFD_CLOEXEC,
+        libc::F_GETFD,
+        libc::F_SETFD,
+        libc::F_GETFL,
+        libc::F_SETFL,
+    ] {
+        fcntl.push(argument(1, SeccompCmpOp::Eq, command as u64)?);
+    }
+    rules.insert(libc::SYS_fcntl, fcntl);
+    SeccompFilter::new(
+        rules,
+        SeccompAction::Trap,
+        SeccompAction::Allow,
+        TargetArch::x86_64,
+    )?
+    .try_into()
+}
+
+/// Has the kernel's SIGSYS reported before the process ends.
+fn install_handler() -> io::Result<()> {
+    // SAFETY: a zeroed sigaction is a valid one; the handler takes the arguments that SA_SIGINFO gives, and only writes
+    // to a descriptor and exits.
+    let result = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_refused_call as *const () as libc::sighandler_t;
+        action.sa_flags = libc::SA_SIGINFO;
+        libc::sigaction(libc::SIGSYS, &raw const action, std::ptr::null_mut())
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Names the refused call and ends the process. Async-signal-safe: no allocation, no lock.
+extern "C" fn on_refused_call(
+    _signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    _context: *mut libc::c_void,
+) {
+    // `si_syscall` lies behind the call's address, which is a pointer, in the union of siginfo_t (sigaction(2)).
+    const SYSCALL_OFFSET: usize = 24;
+    let number = if info.is_null() {
+        -1
+    } else {
+        // SAFETY: the kernel passes a whole siginfo_t, 128 bytes.
+        unsafe {
+            info.cast::<u8>()
+                .add(SYSCALL_OFFSET)
+                .cast::<i32>()
+                .read_unaligned()
+        }
+    };
+    let mut line = Line::default();
+    line.push(b"vmpod-vmm: system call ");
+    line.push_number(number);
+    line.push(b" of thread ");
+    // Not by name: asking for that is refused as well. gettid is allowed to every thread.
+    // SAFETY: no memory arguments.
+    let id = unsafe { libc::syscall(libc::SYS_gettid) };
+    line.push_number(i32::try_from(id).unwrap_or(-1));
+    line.push(b" is not allowed\n");
+    // SAFETY: the buffer is live and initialised up to its length; both calls are allowed to every thread.
+    unsafe {
+        libc::write(2, line.bytes.as_ptr().cast(), line.length);
+        libc::_exit(2);
+    }
+}
+
+/// A text on the stack.
+struct Line {
+    bytes: [u8; 96],
+    length: usize,
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self {
+            bytes: [0; 96],
+            length: 0,
+        }
+    }
+}
+
+impl Line {
+    fn push(&mut self, text: &[u8]) {
+        for &byte in text {
+            if let Some(slot) = self.bytes.get_mut(self.length) {
+                *slot = byte;
+                self.length += 1;
+            }
+        }
+    }
+
+    fn push_number(&mut self, number: i32) {
+        if number < 0 {
+            self.push(b"?");
+            return;
+        }
+        let mut digits = [0u8; 10];
+        let mut rest = number.unsigned_abs();
+        let mut count = 0;
+        for slot in digits.iter_mut().rev() {
+            *slot = b'0' + (rest % 10) as u8;
+            rest /= 10;
+            count += 1;
+            if rest == 0 {
+                break;
+            }
+        }
+        self.push(digits.get(digits.len() - count..).unwrap_or_default());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_of_all_kinds_compile_and_the_process_filter_covers_each() {
+        let filters = Filters::compile().unwrap();
+        assert_eq!(filters.by_kind.len(), KINDS.len());
+        let process: Vec<_> = KINDS.iter().flat_map(|k| k.calls()).flatten().collect();
+        for kind in KINDS {
+            for call in kind.calls().into_iter().flatten() {
+                assert!(process.contains(&call));
+            }
+        }
+        assert!(filters.process.len() < 1000, "{}", filters.process.len());
+    }
+
+    #[test]
+    fn line_of_numbers_is_decimal() {
+        let mut line = Line::default();
+        line.push_number(0);
+        line.push(b" ");
+        line.push_number(435);
+        line.push_number(-1);
+        assert_eq!(&line.bytes[..line.length], b"0 435?");
+    }
+
+    #[test]
+    fn refused_call_ends_the_process_with_its_number() {
+        let filters = Filters::compile().unwrap();
+        let mut pipe = [0; 2];
+        // SAFETY: the array has room for both descriptors.
+        assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
+        // SAFETY: the child makes system calls and the filter's own, allocation-free, installation only, and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: as above.
+            unsafe {
+                libc::dup2(pipe[1], 2);
+                libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+                let good = install_handler().is_ok()
+                    && seccompiler::apply_filter(&filters.process).is_ok();
+                if !good {
+                    libc::_exit(3);
+                }
+                libc::syscall(libc::SYS_getppid);
+                libc::_exit(4);
+            }
+        }
+        let mut status = 0;
+        let mut text = [0u8; 200];
+        // SAFETY: the pointers are to live variables; the descriptors are the pipe's.
+        let n = unsafe {
+            libc::close(pipe[1]);
+            libc::waitpid(child, &raw mut status, 0);
+            libc::read(pipe[0], text.as_mut_ptr().cast(), text.len())
+        };
+        assert!(
+            libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 2,
+            "{status:#x}"
+        );
+        let text = String::from_utf8_lossy(&text[..usize::try_from(n).unwrap()]).into_owned();
+        assert!(
+            text.starts_with("vmpod-vmm: system call 110 of thread "),
+            "{text}"
+        );
+    }
+}
