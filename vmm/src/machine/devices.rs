@@ -1,20 +1,21 @@
 //! Builds the virtio devices that a configuration asks for, in a fixed order.
 //!
-//! Opens what the configuration names; afterwards no path of it is needed. To be called before the process confines
-//! itself, with its final limit of open files.
+//! Files are opened and descriptors taken over before the process changes its root, directories afterwards: an open
+//! directory would be a way back.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use vmpod_vmm_api::MachineConfig;
+use vmpod_vmm_api::{BlockSource, MachineConfig};
 
 use crate::jail::Places;
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::{Balloon, BalloonControl};
+use crate::virtio::blk::{Blk, BlkError};
 use crate::virtio::fs::{Fs, FsError};
 use crate::virtio::net::{Net, NetError};
 use crate::virtio::rng::Rng;
@@ -23,14 +24,6 @@ use crate::virtio::vsock::{Vsock, VsockError};
 /// A device could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    /// This VMM has no such device.
-    #[error("device {name}: this VMM has no device for {field}")]
-    Unknown {
-        /// Device name.
-        name: String,
-        /// Field of the configuration.
-        field: &'static str,
-    },
     /// A descriptor number is wrong.
     #[error("device {name}: descriptor {fd} was not inherited, or is named twice")]
     Descriptor {
@@ -49,6 +42,26 @@ pub enum DeviceError {
         /// Why not.
         #[source]
         source: io::Error,
+    },
+    /// The file behind a block device cannot be opened.
+    #[error("device {name}: open {}", path.display())]
+    Block {
+        /// Device name.
+        name: String,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The block device.
+    #[error("device {name}")]
+    Blk {
+        /// Device name.
+        name: String,
+        /// Why not.
+        #[source]
+        source: BlkError,
     },
     /// The file system device.
     #[error("device {name}")]
@@ -106,6 +119,48 @@ impl Inherited {
 /// Names of file system devices begin with this.
 pub const FS_PREFIX: &str = "fs";
 
+/// What devices take over from the host and cannot open any more once the process has changed its root.
+#[derive(Debug)]
+pub struct Sources {
+    taps: Vec<OwnedFd>,
+    blocks: Vec<File>,
+}
+
+impl Sources {
+    /// Takes the inherited descriptors and opens the block devices' files.
+    ///
+    /// # Errors
+    /// A descriptor was not inherited, or a file cannot be opened.
+    pub fn open(config: &MachineConfig) -> Result<Self, DeviceError> {
+        let mut inherited = Inherited::default();
+        let mut sources = Self {
+            taps: Vec::new(),
+            blocks: Vec::new(),
+        };
+        for (i, net) in config.nets.iter().enumerate() {
+            let name = format!("net{i}");
+            sources.taps.push(inherited.take(&name, net.tap_fd)?);
+        }
+        for (i, block) in config.blocks.iter().enumerate() {
+            let name = format!("blk{i}");
+            let file = match &block.source {
+                BlockSource::Fd(fd) => inherited.take(&name, *fd)?.into(),
+                BlockSource::Path(path) => OpenOptions::new()
+                    .read(true)
+                    .write(!block.read_only)
+                    .open(path)
+                    .map_err(|source| DeviceError::Block {
+                        name,
+                        path: path.clone(),
+                        source,
+                    })?,
+            };
+            sources.blocks.push(file);
+        }
+        Ok(sources)
+    }
+}
+
 /// What was built.
 pub struct Devices {
     /// The devices, in the order of their windows.
@@ -136,8 +191,11 @@ pub fn count(config: &MachineConfig) -> usize {
 ///
 /// # Errors
 /// A path or descriptor of the configuration cannot be used.
-pub fn build(config: &MachineConfig, places: &Places) -> Result<Devices, DeviceError> {
-    let mut inherited = Inherited::default();
+pub fn build(
+    config: &MachineConfig,
+    sources: Sources,
+    places: &Places,
+) -> Result<Devices, DeviceError> {
     let mut all: Vec<Box<dyn VirtioDevice>> = Vec::with_capacity(count(config));
     if let (Some(vsock), Some(path)) = (&config.vsock, &places.vsock) {
         let name = "vsock0".to_owned();
@@ -162,20 +220,19 @@ pub fn build(config: &MachineConfig, places: &Places) -> Result<Devices, DeviceE
         .map_err(|source| DeviceError::Fs { name, source })?;
         all.push(Box::new(device));
     }
-    for (i, net) in config.nets.iter().enumerate() {
+    for (i, (net, tap)) in config.nets.iter().zip(sources.taps).enumerate() {
         let name = format!("net{i}");
-        let tap = inherited.take(&name, net.tap_fd)?;
         // Validated with the configuration.
         let mac = net.mac_bytes().unwrap_or_default();
         let device = Net::new(name.clone(), tap, mac, net.mtu)
             .map_err(|source| DeviceError::Net { name, source })?;
         all.push(Box::new(device));
     }
-    if !config.blocks.is_empty() {
-        return Err(DeviceError::Unknown {
-            name: "blk0".to_owned(),
-            field: "blocks",
-        });
+    for (i, (block, file)) in config.blocks.iter().zip(sources.blocks).enumerate() {
+        let name = format!("blk{i}");
+        let device = Blk::new(name.clone(), file, &block.serial, block.read_only)
+            .map_err(|source| DeviceError::Blk { name, source })?;
+        all.push(Box::new(device));
     }
     let balloon = config.balloon.then(|| Balloon::new("balloon0".to_owned()));
     let control = balloon.as_ref().map(Balloon::control);
@@ -192,7 +249,7 @@ pub fn build(config: &MachineConfig, places: &Places) -> Result<Devices, DeviceE
 
 /// A handle on a directory that may be used without further rights to its path.
 fn open_directory(path: &Path) -> io::Result<OwnedFd> {
-    std::fs::OpenOptions::new()
+    OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_DIRECTORY | libc::O_PATH)
         .open(path)

@@ -118,6 +118,7 @@ impl BuiltMachine {
         let irq = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
             .map_err(host("create the console's interrupt"))?;
         vm.attach_irq(&irq, layout::SERIAL_IRQ)?;
+        let sources = devices::Sources::open(&config)?;
         let (jail, places) = match &config.jail {
             Some(jail) => {
                 let (jail, places) = Jail::enter(jail, &config)?;
@@ -126,7 +127,7 @@ impl BuiltMachine {
             None => (None, Places::unconfined(&config)),
         };
         let log = ConsoleLog::create(&places.console, config.console_log_bytes)?;
-        let devices = devices::build(&config, &places)?;
+        let devices = devices::build(&config, sources, &places)?;
         let mut transports = Vec::with_capacity(devices.all.len());
         for (index, device) in devices.all.into_iter().enumerate() {
             let transport = MmioTransport::new(device, Arc::clone(&memory))?;

@@ -13,7 +13,8 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use vmpod_vmm_api::{
-    ExitReason, JailConfig, MachineState, NetConfig, Reply, Request, ShareConfig, VsockConfig,
+    BlockConfig, BlockSource, ExitReason, JailConfig, MachineState, NetConfig, Reply, Request,
+    ShareConfig, VsockConfig,
 };
 
 use crate::vmm_process::{LIMIT, VmmProcess};
@@ -166,18 +167,30 @@ fn machine_with_devices_boots_and_its_drivers_start_them() {
         mtu: 1500,
     });
     config.balloon = true;
+    config.blocks.push(block(vmm.dir.path()));
     let listener = UnixListener::bind(vmm.dir.path().join("vsock_1024")).unwrap();
     vmm.create(config);
     vmm.wait_console("READY");
     let metrics = vmm.metrics();
     println!("{metrics:?}");
     let names: Vec<_> = metrics.devices.keys().map(String::as_str).collect();
-    assert_eq!(names, ["balloon0", "fs0", "net0", "rng0", "vsock0"]);
+    assert_eq!(names, ["balloon0", "blk0", "fs0", "net0", "rng0", "vsock0"]);
     assert_eq!(greeting(&listener), "hi");
     assert_eq!(read_from_guest(&vmm), "hi");
     assert_eq!(vmm.request(&Request::Stop), Reply::Done);
     assert_eq!(vmm.exited(), ExitReason::Stopped);
     assert_eq!(vmm.wait(), (Some(0), String::new()));
+}
+
+/// A block device on a file of 1 MiB.
+fn block(dir: &Path) -> BlockConfig {
+    let path = dir.join("disk");
+    std::fs::write(&path, vec![7; 1 << 20]).unwrap();
+    BlockConfig {
+        serial: "disk".into(),
+        source: BlockSource::Path(path),
+        read_only: false,
+    }
 }
 
 fn read_from_guest(vmm: &VmmProcess) -> String {
@@ -219,6 +232,7 @@ fn machine_in_a_jail_serves_its_devices_with_few_rights() {
         mtu: 1500,
     });
     config.balloon = true;
+    config.blocks.push(block(&dir));
     config.jail = Some(JailConfig {
         root: dir.join("jail"),
         open_files: 4096,
