@@ -1,50 +1,13 @@
 //! What the guest may keep, and that it sees what the host changes; mounts below the share.
 
-use std::ffi::CString;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
-use std::path::{Path, PathBuf};
 
 use tempfile::tempdir;
 use vm_memory::ByteValued;
 
-use super::guest::{Guest, OFFERED, value};
+use super::guest::{Guest, Mounted, OFFERED, value};
 use crate::virtio::fs::fuse::{AttrOut, EntryOut, GetattrIn, ROOT_ID, flag, init_flag, opcode};
-
-/// A tmpfs at a path, unmounted at the end.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn tmpfs(at: &Path) -> Self {
-        super::guest::require_root();
-        let target = CString::new(at.to_str().unwrap()).unwrap();
-        // SAFETY: all texts are NUL-terminated.
-        let result = unsafe {
-            libc::mount(
-                c"tmpfs".as_ptr(),
-                target.as_ptr(),
-                c"tmpfs".as_ptr(),
-                0,
-                std::ptr::null(),
-            )
-        };
-        assert_eq!(
-            result,
-            0,
-            "mounting a tmpfs for this test failed (it needs CAP_SYS_ADMIN): {}",
-            std::io::Error::last_os_error()
-        );
-        Self(at.into())
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let target = CString::new(self.0.to_str().unwrap()).unwrap();
-        // SAFETY: the text is NUL-terminated.
-        unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
-    }
-}
 
 #[test]
 fn shared_file_is_kept_by_the_guest_only_while_unchanged() {

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use vm_memory::ByteValued;
 
@@ -62,6 +62,41 @@ pub(super) fn require_root() {
         uid, 0,
         "the tests of the file system device must run as root"
     );
+}
+
+/// A tmpfs at a path, unmounted at the end.
+pub(super) struct Mounted(PathBuf);
+
+impl Mounted {
+    pub(super) fn tmpfs(at: &Path) -> Self {
+        require_root();
+        let target = CString::new(at.to_str().unwrap()).unwrap();
+        // SAFETY: all texts are NUL-terminated.
+        let result = unsafe {
+            libc::mount(
+                c"tmpfs".as_ptr(),
+                target.as_ptr(),
+                c"tmpfs".as_ptr(),
+                0,
+                std::ptr::null(),
+            )
+        };
+        assert_eq!(
+            result,
+            0,
+            "mounting a tmpfs for this test failed (it needs CAP_SYS_ADMIN): {}",
+            std::io::Error::last_os_error()
+        );
+        Self(at.into())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let target = CString::new(self.0.to_str().unwrap()).unwrap();
+        // SAFETY: the text is NUL-terminated.
+        unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
+    }
 }
 
 pub(super) fn bytes_of<T: ByteValued>(value: &T) -> Vec<u8> {

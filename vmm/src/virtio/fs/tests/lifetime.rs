@@ -6,7 +6,7 @@ use std::time::Duration;
 use tempfile::tempdir;
 use vm_memory::ByteValued;
 
-use super::guest::{Guest, OFFERED, bytes_of, text, value};
+use super::guest::{Guest, Mounted, OFFERED, bytes_of, text, value};
 use crate::virtio::VirtioDevice;
 use crate::virtio::fs::fuse::{BatchForgetIn, EntryOut, ForgetOne, OutHeader, ROOT_ID, opcode};
 
@@ -205,6 +205,8 @@ fn many_directories_in_the_middle_of_a_listing_all_go_on() {
 #[test]
 fn more_files_than_descriptors_are_held_by_handle() {
     let dir = tempdir().unwrap();
+    // A file system that has handles, whatever the temporary directory is on.
+    let _mount = Mounted::tmpfs(dir.path());
     fs::create_dir(dir.path().join("d")).unwrap();
     for i in 0..30 {
         fs::write(dir.path().join(format!("d/f{i}")), format!("{i}")).unwrap();
@@ -237,7 +239,7 @@ fn more_files_than_descriptors_are_held_by_handle() {
     let (file, open) = guest.create(sub, "x", 0o600, libc::O_RDWR).unwrap();
     guest.write(open.fh, 0, b"x").unwrap();
     assert_eq!(guest.list(sub, 4096, false).len(), 3);
-    guest.setxattr(file.nodeid, "user.a", b"1").unwrap();
+    guest.setxattr(file.nodeid, "trusted.a", b"1").unwrap();
     guest.unlink(sub, "x").unwrap();
     guest.rmdir(d, "sub").unwrap();
     for node in nodes {

@@ -35,16 +35,16 @@ fn attribute_is_set_read_listed_and_removed() {
     let mut guest = Guest::new(dir.path());
     let file = guest.walk("f").nodeid;
     for node in [ROOT_ID, file] {
-        guest.setxattr(node, "user.one", b"value").unwrap();
+        guest.setxattr(node, "trusted.one", b"value").unwrap();
         guest.setxattr(node, "trusted.two", b"").unwrap();
-        assert_eq!(guest.getxattr(node, "user.one", 100).unwrap(), b"value");
-        let size: GetxattrOut = value(&guest.getxattr(node, "user.one", 0).unwrap());
+        assert_eq!(guest.getxattr(node, "trusted.one", 100).unwrap(), b"value");
+        let size: GetxattrOut = value(&guest.getxattr(node, "trusted.one", 0).unwrap());
         assert_eq!(size.size, 5);
-        assert_eq!(guest.getxattr(node, "user.one", 3), Err(libc::ERANGE));
-        assert_eq!(guest.getxattr(node, "user.no", 3), Err(libc::ENODATA));
-        assert_eq!(names(&mut guest, node), ["trusted.two", "user.one"]);
+        assert_eq!(guest.getxattr(node, "trusted.one", 3), Err(libc::ERANGE));
+        assert_eq!(guest.getxattr(node, "trusted.no", 3), Err(libc::ENODATA));
+        assert_eq!(names(&mut guest, node), ["trusted.one", "trusted.two"]);
         guest
-            .call(opcode::REMOVEXATTR, node, &[b"user.one\0"])
+            .call(opcode::REMOVEXATTR, node, &[b"trusted.one\0"])
             .unwrap();
         assert_eq!(names(&mut guest, node), ["trusted.two"]);
     }
@@ -64,7 +64,7 @@ fn attribute_flags_reach_the_host() {
             .call(
                 opcode::SETXATTR,
                 ROOT_ID,
-                &[set.as_slice(), b"user.a\0", b"1"],
+                &[set.as_slice(), b"trusted.a\0", b"1"],
             )
             .map(drop)
     };
@@ -146,7 +146,10 @@ fn attribute_beyond_bounds_is_refused() {
     let dir = tempdir().unwrap();
     let mut guest = Guest::new(dir.path());
     let huge = vec![1; (64 << 10) + 1];
-    assert_eq!(guest.setxattr(ROOT_ID, "user.a", &huge), Err(libc::E2BIG));
+    assert_eq!(
+        guest.setxattr(ROOT_ID, "trusted.a", &huge),
+        Err(libc::E2BIG)
+    );
     let lie = SetxattrIn {
         size: 10,
         ..SetxattrIn::default()
@@ -154,15 +157,15 @@ fn attribute_beyond_bounds_is_refused() {
     let short = guest.call(
         opcode::SETXATTR,
         ROOT_ID,
-        &[lie.as_slice(), b"user.a\0", b"123"],
+        &[lie.as_slice(), b"trusted.a\0", b"123"],
     );
     assert_eq!(short, Err(libc::EINVAL));
     assert_eq!(guest.getxattr(ROOT_ID, "", 10), Err(libc::ERANGE));
-    let long = format!("user.{}", "n".repeat(300));
+    let long = format!("trusted.{}", "n".repeat(300));
     assert_eq!(guest.getxattr(ROOT_ID, &long, 10), Err(libc::ERANGE));
     // A buffer larger than any value is no larger on the host.
     assert_eq!(
-        guest.getxattr(ROOT_ID, "user.a", u32::MAX),
+        guest.getxattr(ROOT_ID, "trusted.a", u32::MAX),
         Err(libc::ENODATA)
     );
 }
