@@ -1,18 +1,28 @@
 //! The agent as a whole: boot, the runtime, and the parts that serve until the machine goes.
 //!
-//! One thread. Container processes are made by cloning the agent itself (see `container::launch`), which is sound only
-//! in a process without other threads; so nothing in the agent may start one.
+//! One thread. Container processes are made by cloning the agent itself (see `process::clone_process`), which is sound
+//! only in a process without other threads; so nothing in the agent may start one.
 
-use std::path::Path;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use crate::boot::{self, Listeners};
+use crate::boot::{self, CONTAINER_GROUPS, HIERARCHY, Listeners, ROOT_MOUNT_POINT};
+use crate::container::{Engine, EngineConfig};
 use crate::event_log::EventLog;
+use crate::process::Reaper;
 use crate::server::{AgentService, serve};
+use crate::{cgroup, streams};
 
 /// Runs as PID 1 of the guest. Returns, with false, only when the guest cannot be brought up.
 pub fn run_as_init() -> bool {
+    let config = EngineConfig {
+        hierarchy: HIERARCHY.into(),
+        groups: CONTAINER_GROUPS.into(),
+        mount_point: ROOT_MOUNT_POINT.into(),
+    };
     match boot::start() {
-        Ok(listeners) => run(listeners, boot::finish),
+        Ok(listeners) => run(listeners, config, boot::finish),
         Err(error) => fail(&error),
     }
 }
@@ -20,10 +30,40 @@ pub fn run_as_init() -> bool {
 /// Runs as an ordinary process that serves on Unix sockets in `directory`: for development machines. The machine's
 /// own namespaces take the guest's place, so that this wants root and an `unshare` around it.
 pub fn run_in_directory(directory: &Path) -> bool {
-    match boot::listen_unix(directory) {
-        Ok(listeners) => run(listeners, || ()),
-        Err(error) => fail(&error),
+    let prepared = prepare_directory(directory);
+    // SAFETY: prctl with integers only. Orphans come to this process, as they do to PID 1.
+    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+    match (prepared, boot::listen_unix(directory)) {
+        (Ok(config), Ok(listeners)) => run(listeners, config, || ()),
+        (Err(error), _) => fail(&error),
+        (_, Err(error)) => fail(&error),
     }
+}
+
+fn prepare_directory(directory: &Path) -> io::Result<EngineConfig> {
+    let hierarchy = [HIERARCHY, "/sys/fs/cgroup/unified"]
+        .into_iter()
+        .map(PathBuf::from)
+        .find(|path| path.join("cgroup.controllers").exists())
+        .ok_or_else(|| io::Error::other("no version 2 control group hierarchy is mounted"))?;
+    let groups = hierarchy.join(format!("vmpod-agent-{}", std::process::id()));
+    fs::create_dir(&groups)?;
+    cgroup::delegate(&hierarchy)?;
+    cgroup::delegate(&groups)?;
+    let mount_point = directory.join("root");
+    fs::create_dir_all(&mount_point)?;
+    // Containers' roots must be attached below a mount that is not shared.
+    for (kind, flags) in [
+        (Some("tmpfs"), nix::mount::MsFlags::empty()),
+        (None, nix::mount::MsFlags::MS_PRIVATE),
+    ] {
+        nix::mount::mount(kind, &mount_point, kind, flags, None::<&str>)?;
+    }
+    Ok(EngineConfig {
+        hierarchy,
+        groups,
+        mount_point,
+    })
 }
 
 fn fail(error: &dyn std::error::Error) -> bool {
@@ -38,7 +78,7 @@ fn fail(error: &dyn std::error::Error) -> bool {
     false
 }
 
-fn run(listeners: Listeners, finish: impl FnOnce()) -> bool {
+fn run(listeners: Listeners, config: EngineConfig, finish: impl FnOnce()) -> bool {
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -46,17 +86,16 @@ fn run(listeners: Listeners, finish: impl FnOnce()) -> bool {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
-    let result = runtime.block_on(async {
-        let events = EventLog::new();
-        let service = AgentService::new(events, listeners.ready_at_us);
-        let server = serve(service, listeners.service).await?;
+    let result: Result<(), Box<dyn std::error::Error>> = runtime.block_on(async {
+        let engine = Engine::new(config, Reaper::start()?, EventLog::new())?;
+        let service = AgentService::new(engine.clone(), listeners.ready, listeners.ready_at_us);
+        let _server = serve(service, listeners.service).await?;
         finish();
-        std::future::pending::<()>().await;
-        drop(server);
-        Ok::<(), ttrpc::Error>(())
+        streams::serve(listeners.streams, engine).await?;
+        Ok(())
     });
     match result {
         Ok(()) => true,
-        Err(error) => fail(&error),
+        Err(error) => fail(error.as_ref()),
     }
 }

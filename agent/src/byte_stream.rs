@@ -61,6 +61,23 @@ impl ByteStream {
             .await
     }
 
+    /// As [`ByteStream::read`] on a socket, but leaves the bytes there.
+    pub async fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.fd
+            .async_io(Interest::READABLE, |fd| {
+                // SAFETY: the pointer and length are those of a live, exclusively borrowed buffer.
+                check(unsafe {
+                    libc::recv(
+                        fd.as_raw_fd(),
+                        buffer.as_mut_ptr().cast(),
+                        buffer.len(),
+                        libc::MSG_PEEK,
+                    )
+                })
+            })
+            .await
+    }
+
     /// Reads what is there now, without waiting. `WouldBlock` when there is nothing.
     pub fn read_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
         read_once(self.fd.get_ref().as_raw_fd(), buffer)

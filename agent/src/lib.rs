@@ -10,4 +10,8 @@ pub mod clock;
 pub mod container;
 pub mod event_log;
 pub mod pod;
+pub mod process;
+pub mod sandbox;
 pub mod server;
+pub mod stdio;
+pub mod streams;

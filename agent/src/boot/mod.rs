@@ -13,6 +13,13 @@ pub use listen::{Listeners, ServiceSocket, listen_unix, listen_vsock};
 
 use std::io;
 
+/// Where the control group hierarchy is mounted.
+pub const HIERARCHY: &str = "/sys/fs/cgroup";
+/// The group that holds all containers' groups.
+pub const CONTAINER_GROUPS: &str = "/sys/fs/cgroup/pod";
+/// Empty directory at which containers' roots are attached in their own mount namespaces.
+pub const ROOT_MOUNT_POINT: &str = "/container";
+
 /// A step of the boot that failed. The guest is of no use then: PID 1 ends and the kernel panics with the text above
 /// it on the console.
 #[derive(Debug, thiserror::Error)]
@@ -49,4 +56,14 @@ pub fn finish() {
             report(&format!("boot: {step}: {error}"));
         }
     }
+}
+
+/// Ends the machine: the guest's kernel resets it, which the VMM takes for "done". An ordinary process just exits.
+pub fn end_machine() -> ! {
+    if std::process::id() == 1 {
+        // SAFETY: reboot(2) with a command takes no pointers; everything was synchronised before.
+        unsafe { libc::reboot(libc::LINUX_REBOOT_CMD_RESTART) };
+        report("the machine could not be reset");
+    }
+    std::process::exit(0);
 }

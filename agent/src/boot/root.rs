@@ -14,7 +14,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::stat::Mode;
 use nix::unistd::{chdir, chroot, mkdir};
 
-use super::BootError;
+use super::{BootError, CONTAINER_GROUPS, HIERARCHY};
 
 /// Open files of the agent, and what containers inherit as their hard limit.
 const OPEN_FILES: u64 = 524_288;
@@ -50,7 +50,7 @@ pub(super) fn enter() -> Result<(), BootError> {
     )
     .map_err(BootError::at("write-protect the initial root"))?;
     chdir("/root").map_err(BootError::at("enter the new root"))?;
-    for directory in ["dev", "proc", "sys", "run", "tmp"] {
+    for directory in ["dev", "proc", "sys", "run", "tmp", "container"] {
         make(directory).map_err(BootError::at("make a mount point"))?;
     }
     let safe = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
@@ -130,12 +130,12 @@ pub(super) fn raise_limits() -> io::Result<()> {
 pub(super) fn control_groups() -> io::Result<()> {
     mount(
         Some("cgroup2"),
-        "/sys/fs/cgroup",
+        HIERARCHY,
         Some("cgroup2"),
         MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
         Some("nsdelegate"),
     )?;
-    fs::create_dir("/sys/fs/cgroup/pod")?;
-    crate::cgroup::delegate("/sys/fs/cgroup".as_ref())?;
-    crate::cgroup::delegate("/sys/fs/cgroup/pod".as_ref())
+    fs::create_dir(CONTAINER_GROUPS)?;
+    crate::cgroup::delegate(HIERARCHY.as_ref())?;
+    crate::cgroup::delegate(CONTAINER_GROUPS.as_ref())
 }

@@ -1,7 +1,32 @@
 //! Containers: OCI runtime specifications made into processes with namespaces, mounts, cgroups and limits.
+//!
+//! The story of one container: [`plan`] checks its specification, [`Engine`] makes its control group and pipes and
+//! clones its first process ([`first_process`]), which builds the file system around itself ([`root_builder`]), waits
+//! to be started, gives up its privileges ([`identity`]) and executes its program ([`program`]).
 
 mod api;
+mod device_filter;
+mod engine;
+mod exec_process;
+mod first_process;
+mod group;
+mod hooks;
+mod identity;
+mod inside;
+mod link;
+mod mount_options;
+mod mount_tree;
+mod plan;
+mod process_plan;
+mod program;
+mod root_builder;
+mod seccomp;
+mod step;
 
 pub use api::{
     ContainerError, Containers, CreateContainer, CreateExec, ExecOutcome, PodLabel, ProcessName,
 };
+pub use engine::{Engine, EngineConfig};
+pub use plan::{PlanError, sysctls};
+pub use program::StandardStreams;
+pub use step::{At, StepError, reason};
