@@ -1,3 +1,20 @@
 //! A pod sandbox on the host: its directory and journal, its VMM process, its agent connection, its end.
 
+pub mod agent;
+pub mod cgroup;
+pub mod clock;
+pub mod durable;
+pub mod events;
 pub mod guest_paths;
+pub mod hybrid_vsock;
+pub mod journal;
+pub mod logs;
+pub mod prepare;
+pub mod process;
+pub mod record;
+pub mod registry;
+pub mod roots;
+pub mod status;
+pub mod supervisor;
+pub mod tree;
+pub mod vmm;

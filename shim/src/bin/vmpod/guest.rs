@@ -1,0 +1,106 @@
+//! The way from a verb to a pod's agent.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use vmpod_shim::pod::agent::Agent;
+use vmpod_shim::pod::durable;
+use vmpod_shim::pod::record::PodRecord;
+use vmpod_shim::pod::registry::{self, FoundPod};
+use vmpod_shim::pod::roots::{PodPaths, Roots};
+use vmpod_shim::pod::status::{ContainerState, ContainerStatus, PodStatus};
+
+/// How long the agent of a running pod may take to shake hands.
+pub const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Annotation that names the container that verbs are about (kubectl).
+const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
+
+/// An event loop for a verb that needs one.
+pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start an event loop")
+}
+
+/// A connection to the agent of the pod at `paths`.
+pub async fn agent(paths: &PodPaths) -> anyhow::Result<Agent> {
+    Ok(Agent::connect(&paths.vsock(), CONNECT_LIMIT).await?.0)
+}
+
+/// A pod that runs, with its record and status.
+#[derive(Debug)]
+pub struct RunningPod {
+    pub pod: FoundPod,
+    pub record: PodRecord,
+    pub status: PodStatus,
+}
+
+/// The running pod that `selector` names.
+pub fn running(roots: &Roots, selector: &str) -> anyhow::Result<RunningPod> {
+    let pod = registry::find(roots, selector)?;
+    if pod.has_ended() {
+        bail!(
+            "pod {:?} is not running: it has ended",
+            pod.reservation.name
+        );
+    }
+    let Some(status) = pod.status.clone() else {
+        bail!("pod {:?} is still being prepared", pod.reservation.name);
+    };
+    let record = durable::read_json(&pod.paths.config())?;
+    Ok(RunningPod {
+        pod,
+        record,
+        status,
+    })
+}
+
+impl RunningPod {
+    /// The container named `wanted`, or the one that the pod's annotation names, or the first one.
+    pub fn container(&self, wanted: Option<&str>) -> anyhow::Result<&ContainerStatus> {
+        let name = wanted
+            .or_else(|| {
+                self.record
+                    .annotations
+                    .get(DEFAULT_CONTAINER)
+                    .map(String::as_str)
+                    .filter(|name| self.status.containers.iter().any(|c| c.name == *name))
+            })
+            .or_else(|| self.status.containers.first().map(|c| c.name.as_str()))
+            .unwrap_or_default();
+        self.status
+            .all_containers()
+            .find(|container| container.name == name)
+            .with_context(|| {
+                let names: Vec<&str> = self
+                    .status
+                    .all_containers()
+                    .map(|c| c.name.as_str())
+                    .collect();
+                format!(
+                    "pod {:?} has no container {name:?}; it has {}",
+                    self.status.name,
+                    names.join(", ")
+                )
+            })
+    }
+
+    /// Id, in the agent, of the present attempt of a container that runs.
+    pub fn running_container(&self, wanted: Option<&str>) -> anyhow::Result<(String, String)> {
+        let container = self.container(wanted)?;
+        if container.state != ContainerState::Running {
+            bail!(
+                "container {:?} is not running: it is {} ({})",
+                container.name,
+                container.state.to_string().to_lowercase(),
+                container.reason
+            );
+        }
+        Ok((
+            container.name.clone(),
+            format!("{}.{}", container.name, container.attempt),
+        ))
+    }
+}

@@ -1,0 +1,5 @@
+//! The host itself: how much it can hold, where the parts of vmpod lie, and whether it can run pods at all.
+
+pub mod bundle;
+pub mod capacity;
+pub mod check;

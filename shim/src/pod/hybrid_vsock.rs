@@ -1,0 +1,229 @@
+//! Connections to the guest through the Unix socket that surfaces its vsock: `CONNECT <port>\n` and `OK <port>\n`,
+//! then plain bytes. Every wait is bounded; what the guest answers is hostile input.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use vmpod_agent_protocol::STREAM_PORT;
+use vmpod_agent_protocol::limits::STREAM_HEADER_BYTES;
+use vmpod_agent_protocol::stream::{
+    StreamHeader, StreamLineError, StreamReply, decode_line, encode_line,
+};
+
+/// Bytes of the VMM's answer to `CONNECT`.
+const ANSWER_BYTES: usize = 64;
+
+/// The guest cannot be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestConnectError {
+    /// The socket does not take a connection.
+    #[error("cannot connect to the machine's socket {}; the machine is not running", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The connection broke.
+    #[error("the connection to port {port} of the guest broke")]
+    Broken {
+        /// vsock port.
+        port: u32,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Nobody answered in time.
+    #[error("port {port} of the guest did not answer within {} s", limit.as_secs_f32())]
+    Silent {
+        /// vsock port.
+        port: u32,
+        /// The bound.
+        limit: Duration,
+    },
+    /// Nobody listens in the guest.
+    #[error("nobody listens on port {port} of the guest (the VMM answered {answer:?})")]
+    Refused {
+        /// vsock port.
+        port: u32,
+        /// The VMM's answer.
+        answer: String,
+    },
+    /// The agent's line is not one.
+    #[error("the agent's answer to a stream header is not valid")]
+    Line(#[from] StreamLineError),
+    /// The agent refused the stream.
+    #[error("{}", super::status::bounded(.0))]
+    StreamRefused(String),
+}
+
+/// Connects to `port` of the guest behind `socket`.
+///
+/// # Errors
+/// When nobody answers within `limit` or nobody listens.
+pub async fn connect(
+    socket: &Path,
+    port: u32,
+    limit: Duration,
+) -> Result<UnixStream, GuestConnectError> {
+    let attempt = async {
+        let mut stream =
+            UnixStream::connect(socket)
+                .await
+                .map_err(|source| GuestConnectError::Connect {
+                    path: socket.to_owned(),
+                    source,
+                })?;
+        let broken = |source| GuestConnectError::Broken { port, source };
+        stream
+            .write_all(format!("CONNECT {port}\n").as_bytes())
+            .await
+            .map_err(broken)?;
+        let line = read_line(&mut stream, ANSWER_BYTES)
+            .await
+            .map_err(broken)?
+            .unwrap_or_default();
+        if line.starts_with(b"OK ") {
+            Ok(stream)
+        } else {
+            Err(GuestConnectError::Refused {
+                port,
+                answer: String::from_utf8_lossy(&line).into_owned(),
+            })
+        }
+    };
+    timeout(limit, attempt)
+        .await
+        .unwrap_or(Err(GuestConnectError::Silent { port, limit }))
+}
+
+/// Opens a byte stream of the agent.
+///
+/// # Errors
+/// As [`connect`], and when the agent refuses the stream.
+pub async fn open_stream(
+    socket: &Path,
+    header: &StreamHeader,
+    limit: Duration,
+) -> Result<UnixStream, GuestConnectError> {
+    let mut stream = connect(socket, STREAM_PORT, limit).await?;
+    let line = encode_line(header)?;
+    let broken = |source| GuestConnectError::Broken {
+        port: STREAM_PORT,
+        source,
+    };
+    let attempt = async {
+        stream.write_all(&line).await.map_err(broken)?;
+        read_reply(&mut stream).await
+    };
+    timeout(limit, attempt)
+        .await
+        .unwrap_or(Err(GuestConnectError::Silent {
+            port: STREAM_PORT,
+            limit,
+        }))?;
+    Ok(stream)
+}
+
+/// Reads one reply line of the agent.
+///
+/// # Errors
+/// When the connection breaks, the line is no reply, or the agent refuses.
+pub async fn read_reply(stream: &mut UnixStream) -> Result<(), GuestConnectError> {
+    let broken = |source| GuestConnectError::Broken {
+        port: STREAM_PORT,
+        source,
+    };
+    let line = read_line(stream, STREAM_HEADER_BYTES)
+        .await
+        .map_err(broken)?
+        .ok_or_else(|| broken(std::io::ErrorKind::UnexpectedEof.into()))?;
+    match decode_line(&line)? {
+        StreamReply::Ready => Ok(()),
+        StreamReply::Refused { message } => Err(GuestConnectError::StreamRefused(message)),
+    }
+}
+
+/// Reads up to a newline, byte by byte: what follows the line belongs to somebody else. `None` at the end of the
+/// stream; a line over `bound` bytes is an error.
+async fn read_line(stream: &mut UnixStream, bound: usize) -> std::io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    loop {
+        if stream.read(&mut byte).await? == 0 {
+            return Ok(None);
+        }
+        if byte[0] == b'\n' {
+            return Ok(Some(line));
+        }
+        if line.len() >= bound {
+            return Err(std::io::Error::new(
+                std::io::ErrorKind::InvalidData,
+                format!("a line is longer than {bound} bytes"),
+            ));
+        }
+        line.push(byte[0]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::UnixListener;
+
+    const LIMIT: Duration = Duration::from_millis(300);
+
+    async fn answering(answer: &'static [u8]) -> Result<UnixStream, GuestConnectError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = async {
+            let (mut peer, _) = listener.accept().await.unwrap();
+            let line = read_line(&mut peer, 64).await.unwrap().unwrap();
+            assert_eq!(line, b"CONNECT 1024");
+            peer.write_all(answer).await.unwrap();
+            // Held open until the client has made up its mind.
+            tokio::time::sleep(2 * LIMIT).await;
+        };
+        tokio::select! {
+            result = connect(&path, 1024, LIMIT) => result,
+            () = server => panic!("the client did not come to an end"),
+        }
+    }
+
+    #[tokio::test]
+    async fn connect_answered_ok_leaves_the_bytes_after_the_line() {
+        let mut stream = answering(b"OK 1024\nrest").await.unwrap();
+        let mut rest = [0; 4];
+        stream.read_exact(&mut rest).await.unwrap();
+        assert_eq!(&rest, b"rest");
+    }
+
+    #[tokio::test]
+    async fn connect_unanswered_is_silent() {
+        assert!(matches!(
+            answering(b"OK").await,
+            Err(GuestConnectError::Silent { port: 1024, .. })
+        ));
+    }
+
+    #[tokio::test]
+    async fn connect_answered_without_end_is_broken() {
+        assert!(matches!(
+            answering(&[b'x'; 4096]).await,
+            Err(GuestConnectError::Broken { .. })
+        ));
+    }
+
+    #[tokio::test]
+    async fn connect_refused_shows_the_answer() {
+        assert!(matches!(
+            answering(b"ERR\n").await,
+            Err(GuestConnectError::Refused { answer, .. }) if answer == "ERR"
+        ));
+    }
+}

@@ -1,0 +1,183 @@
+//! Processes by identity rather than by number: a pid with the time it started, so that a number that was given to
+//! somebody else is never signalled; and file locks that say who is alive.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+
+/// A process that is told from a later one with the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessIdentity {
+    /// Process id.
+    pub pid: i32,
+    /// Field 22 of `/proc/<pid>/stat` (proc(5)): clock ticks after boot at which it started.
+    pub start_time: u64,
+}
+
+impl ProcessIdentity {
+    /// The process that has number `pid` now; `None` when there is none.
+    #[must_use]
+    pub fn of(pid: i32) -> Option<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        Some(Self {
+            pid,
+            start_time: start_time(&stat)?,
+        })
+    }
+
+    /// This very process.
+    #[must_use]
+    pub fn own() -> Option<Self> {
+        Self::of(i32::try_from(std::process::id()).ok()?)
+    }
+
+    /// Whether it runs. A zombie does not.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).is_ok_and(|stat| {
+            start_time(&stat) == Some(self.start_time)
+                && !matches!(state(&stat), Some('Z' | 'X' | 'x'))
+        })
+    }
+
+    /// Kills it and waits until it is gone, at most `limit`. Returns whether it is gone.
+    #[must_use]
+    pub fn kill_and_wait(&self, limit: Duration) -> bool {
+        let Some(pid) = Pid::from_raw(self.pid) else {
+            return true;
+        };
+        // The descriptor is opened before the identity is checked: what it names can then not change any more.
+        let Ok(descriptor) = pidfd_open(pid, PidfdFlags::empty()) else {
+            return true;
+        };
+        if !self.is_alive() {
+            return true;
+        }
+        let _ = pidfd_send_signal(&descriptor, Signal::KILL);
+        let deadline = Instant::now() + limit;
+        while self.is_alive() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        true
+    }
+}
+
+fn after_name(stat: &str) -> Option<&str> {
+    // The name in brackets may hold anything, brackets and spaces too: the last bracket ends it.
+    stat.rsplit_once(')').map(|(_, rest)| rest)
+}
+
+fn start_time(stat: &str) -> Option<u64> {
+    after_name(stat)?.split_whitespace().nth(19)?.parse().ok()
+}
+
+fn state(stat: &str) -> Option<char> {
+    after_name(stat)?.split_whitespace().next()?.chars().next()
+}
+
+/// Opens `path` for a lock, making it where it is not; the descriptor is closed on exec.
+///
+/// # Errors
+/// When the file cannot be opened.
+pub fn open_lock(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+}
+
+/// Takes the lock at `path`, waiting for it.
+///
+/// # Errors
+/// When the file cannot be opened or locked.
+pub fn lock(path: &Path) -> io::Result<File> {
+    let file = open_lock(path)?;
+    flock(&file, FlockOperation::LockExclusive)?;
+    Ok(file)
+}
+
+/// Takes the lock at `path` if nobody holds it.
+///
+/// # Errors
+/// When the file cannot be opened; a lock that somebody holds is `Ok(None)`.
+pub fn try_lock(path: &Path) -> io::Result<Option<File>> {
+    let file = open_lock(path)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether somebody holds the lock at `path`. A file that is not there is held by nobody.
+#[must_use]
+pub fn is_locked(path: &Path) -> bool {
+    let Ok(file) = File::open(path) else {
+        return false;
+    };
+    matches!(
+        flock(&file, FlockOperation::NonBlockingLockShared),
+        Err(rustix::io::Errno::WOULDBLOCK)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn process_that_ended_is_not_alive() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let identity = ProcessIdentity::of(child.id().cast_signed()).unwrap();
+        assert!(identity.is_alive());
+        let other = ProcessIdentity {
+            start_time: identity.start_time + 1,
+            ..identity
+        };
+        assert!(!other.is_alive());
+        assert!(other.kill_and_wait(Duration::from_secs(1)));
+        assert!(
+            identity.is_alive(),
+            "a process with another start time was killed"
+        );
+        assert!(identity.kill_and_wait(Duration::from_secs(5)));
+        child.wait().unwrap();
+        assert!(!identity.is_alive());
+    }
+
+    #[test]
+    fn stat_with_brackets_in_the_name_is_read() {
+        let stat =
+            "7 (a) b (c)) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20 21".to_owned();
+        assert_eq!(start_time(&stat), Some(4242));
+        assert_eq!(state(&stat), Some('S'));
+    }
+
+    #[test]
+    fn lock_held_is_seen_by_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("l");
+        assert!(!is_locked(&path));
+        let held = lock(&path).unwrap();
+        assert!(is_locked(&path));
+        assert!(try_lock(&path).unwrap().is_none());
+        drop(held);
+        assert!(!is_locked(&path));
+        assert!(try_lock(&path).unwrap().is_some());
+    }
+}

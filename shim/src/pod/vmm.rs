@@ -1,0 +1,350 @@
+//! The VMM process of a pod: its start, its control connection, its end. Owned by the pod's supervisor.
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use vmpod_vmm_api::{Event, ExitReason, LINE_BYTES, MachineConfig, Message, Reply, Request};
+
+use super::process::ProcessIdentity;
+
+/// How long the VMM may take to answer a request.
+const REPLY_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long the last words of a VMM that has ended may be on their way.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// Messages that wait to be read; the VMM sends one for each request and one at its end.
+const MESSAGES: usize = 16;
+
+/// The VMM does not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum VmmError {
+    /// The process cannot be started.
+    #[error("cannot start the VMM {}", program.display())]
+    Start {
+        /// The program.
+        program: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The control connection broke.
+    #[error("cannot send {request} to the VMM")]
+    Send {
+        /// The request.
+        request: &'static str,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// No answer in time.
+    #[error("the VMM did not answer {request} within {} s", REPLY_LIMIT.as_secs())]
+    Silent {
+        /// The request.
+        request: &'static str,
+    },
+    /// The VMM said no.
+    #[error("the VMM refused {request}: {message}")]
+    Refused {
+        /// The request.
+        request: &'static str,
+        /// Its words.
+        message: String,
+    },
+    /// The VMM ended instead of answering.
+    #[error("the VMM ended before it answered {request}: {end}")]
+    Ended {
+        /// The request.
+        request: &'static str,
+        /// How.
+        end: MachineEnd,
+    },
+}
+
+/// How a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MachineEnd {
+    /// What the VMM said before it went; `None` when it said nothing.
+    pub reason: Option<ExitReason>,
+    /// Status of the process; `None` when it could not be had.
+    pub status: Option<ExitStatus>,
+}
+
+impl std::fmt::Display for MachineEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(reason) = &self.reason {
+            return reason.fmt(f);
+        }
+        match self.status {
+            Some(status) => match (status.signal(), status.code()) {
+                (Some(signal), _) => write!(f, "the VMM process was killed by signal {signal}"),
+                (None, Some(code)) => {
+                    write!(
+                        f,
+                        "the VMM process exited with code {code} and gave no reason"
+                    )
+                }
+                (None, None) => f.write_str("the VMM process ended"),
+            },
+            None => f.write_str("the VMM process ended"),
+        }
+    }
+}
+
+/// A running VMM.
+#[derive(Debug)]
+pub struct Vmm {
+    child: Child,
+    identity: Option<ProcessIdentity>,
+    writer: OwnedWriteHalf,
+    messages: mpsc::Receiver<Message>,
+    replies: VecDeque<Reply>,
+    reason: Option<ExitReason>,
+}
+
+/// What a VMM is started with.
+#[derive(Debug)]
+pub struct VmmStart<'a> {
+    /// The program.
+    pub program: &'a Path,
+    /// File that takes its standard error.
+    pub log: &'a Path,
+    /// Member list of the cgroup that it joins before it executes.
+    pub cgroup: Option<File>,
+    /// Descriptors that it inherits under their own numbers: taps.
+    pub inherited: Vec<OwnedFd>,
+}
+
+impl Vmm {
+    /// Starts the process. It dies with the calling thread, and is killed when the value is dropped.
+    ///
+    /// # Errors
+    /// When the process cannot be started.
+    pub fn start(start: VmmStart<'_>) -> Result<Self, VmmError> {
+        let fail = |source| VmmError::Start {
+            program: start.program.to_owned(),
+            source,
+        };
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(fail)?;
+        ours.set_nonblocking(true).map_err(fail)?;
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(start.log)
+            .map_err(fail)?;
+        let mut command = Command::new(start.program);
+        command
+            .arg("--control-fd")
+            .arg(theirs.as_raw_fd().to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::from(log.try_clone().map_err(fail)?))
+            .stderr(Stdio::from(log))
+            .current_dir("/")
+            .kill_on_drop(true);
+        let kept: Vec<RawFd> = start
+            .inherited
+            .iter()
+            .map(AsRawFd::as_raw_fd)
+            .chain([theirs.as_raw_fd()])
+            .collect();
+        let parent = rustix::process::getpid();
+        let members = start.cgroup.as_ref().map(AsRawFd::as_raw_fd);
+        // SAFETY: between fork and exec only async-signal-safe calls are made: prctl, getppid, fcntl, write, on values
+        // that were computed before; nothing is allocated.
+        unsafe {
+            command.pre_exec(move || {
+                rustix::process::set_parent_process_death_signal(Some(
+                    rustix::process::Signal::KILL,
+                ))?;
+                // The parent may have died before the line above.
+                if rustix::process::getppid() != Some(parent) {
+                    return Err(io::ErrorKind::BrokenPipe.into());
+                }
+                for &descriptor in &kept {
+                    if libc::fcntl(descriptor, libc::F_SETFD, 0) < 0 {
+                        return Err(io::Error::last_os_error());
+                    }
+                }
+                if let Some(members) = members
+                    && libc::write(members, b"0".as_ptr().cast(), 1) != 1
+                {
+                    return Err(io::Error::last_os_error());
+                }
+                Ok(())
+            });
+        }
+        let child = command.spawn().map_err(fail)?;
+        drop(theirs);
+        drop(start.inherited);
+        let identity = child
+            .id()
+            .and_then(|pid| ProcessIdentity::of(pid.cast_signed()));
+        let (reader, writer) = UnixStream::from_std(ours).map_err(fail)?.into_split();
+        let (sender, messages) = mpsc::channel(MESSAGES);
+        tokio::spawn(read_messages(reader, sender));
+        Ok(Self {
+            child,
+            identity,
+            writer,
+            messages,
+            replies: VecDeque::new(),
+            reason: None,
+        })
+    }
+
+    /// Which process it is.
+    #[must_use]
+    pub fn identity(&self) -> Option<ProcessIdentity> {
+        self.identity
+    }
+
+    /// Builds and boots the machine.
+    ///
+    /// # Errors
+    /// When the VMM refuses, ends or does not answer.
+    pub async fn create(&mut self, config: MachineConfig) -> Result<(), VmmError> {
+        self.request("create", &Request::Create(Box::new(config)))
+            .await
+    }
+
+    /// Ends the machine.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub async fn stop(&mut self) -> Result<(), VmmError> {
+        self.request("stop", &Request::Stop).await
+    }
+
+    async fn request(&mut self, name: &'static str, request: &Request) -> Result<(), VmmError> {
+        let send = |source| VmmError::Send {
+            request: name,
+            source,
+        };
+        let mut line = serde_json::to_vec(request).map_err(|e| send(io::Error::other(e)))?;
+        line.push(b'\n');
+        if line.len() > LINE_BYTES {
+            return Err(send(io::Error::other(format!(
+                "the request of {} bytes exceeds the control line's limit of {LINE_BYTES}",
+                line.len()
+            ))));
+        }
+        // A VMM that went at once closes the connection: its end says more than the broken pipe.
+        let sent = self.writer.write_all(&line).await;
+        let answer = timeout(REPLY_LIMIT, async {
+            loop {
+                if let Some(reply) = self.replies.pop_front() {
+                    return Some(reply);
+                }
+                if !self.take_message().await {
+                    return None;
+                }
+            }
+        })
+        .await
+        .map_err(|_| VmmError::Silent { request: name })?;
+        match answer {
+            Some(Reply::Error { message }) => Err(VmmError::Refused {
+                request: name,
+                message: super::status::bounded(&message),
+            }),
+            Some(_) => Ok(()),
+            None => match timeout(REPLY_LIMIT, self.ended()).await {
+                Ok(end) => Err(VmmError::Ended { request: name, end }),
+                Err(_) => Err(match sent {
+                    Err(source) => send(source),
+                    Ok(()) => VmmError::Silent { request: name },
+                }),
+            },
+        }
+    }
+
+    /// Takes one message in; `false` when the connection has ended.
+    async fn take_message(&mut self) -> bool {
+        let message = self.messages.recv().await;
+        self.absorb(message)
+    }
+
+    fn absorb(&mut self, message: Option<Message>) -> bool {
+        match message {
+            Some(Message::Event(Event::Exited { exit })) => self.reason = Some(exit),
+            Some(Message::Reply(reply)) => {
+                if self.replies.len() < MESSAGES {
+                    self.replies.push_back(reply);
+                }
+            }
+            None => return false,
+        }
+        true
+    }
+
+    /// Waits for the process to end. Cancel safe.
+    pub async fn ended(&mut self) -> MachineEnd {
+        let status = loop {
+            tokio::select! {
+                // The last words come before the end of the process: they are read first.
+                biased;
+                message = self.messages.recv() => {
+                    if !self.absorb(message) {
+                        break self.child.wait().await.ok();
+                    }
+                }
+                status = self.child.wait() => {
+                    // What was said before the end is on its way still.
+                    while let Ok(true) = timeout(LAST_WORDS, self.take_message()).await {}
+                    break status.ok();
+                }
+            }
+        };
+        MachineEnd {
+            reason: self.reason.clone(),
+            status,
+        }
+    }
+
+    /// Kills the process and waits for its end, at most `limit`.
+    pub async fn kill(&mut self, limit: Duration) -> Option<MachineEnd> {
+        let _ = self.child.start_kill();
+        timeout(limit, self.ended()).await.ok()
+    }
+}
+
+async fn read_messages(reader: OwnedReadHalf, sender: mpsc::Sender<Message>) {
+    let mut reader = BufReader::with_capacity(4096, reader);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let bound = LINE_BYTES as u64;
+        match (&mut reader).take(bound).read_until(b'\n', &mut line).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        if line.last() != Some(&b'\n') {
+            return;
+        }
+        match serde_json::from_slice(&line) {
+            Ok(message) => {
+                if sender.send(message).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a control line of the VMM is not a message");
+                return;
+            }
+        }
+    }
+}
