@@ -20,8 +20,8 @@ impl Worker<'_> {
             return false;
         }
         for _ in 0..ACCEPT_BATCH {
-            match self.host.sockets.listener().accept() {
-                Ok((stream, _)) => self.add_client(stream),
+            match self.host.sockets.accept() {
+                Ok(stream) => self.add_client(stream),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     self.accept_at = None;
                     return false;
@@ -39,17 +39,16 @@ impl Worker<'_> {
     }
 
     fn add_client(&mut self, stream: UnixStream) {
+        let fd = stream.as_raw_fd();
         // Dropping the stream closes it, which is what the client of a full device sees.
-        let _ = stream.set_nonblocking(true).map(|()| {
-            let fd = stream.as_raw_fd();
-            if let Ok(token) = self.host.table.insert(Occupant::Client(stream)) {
+        match self.host.table.insert(Occupant::Client(stream)) {
+            Ok(token) => {
                 if self.watch(fd, token.0, host_events(false)).is_err() {
                     self.host.table.remove(token);
                 }
-            } else {
-                DeviceCounters::add(&self.counters.errors, 1);
             }
-        });
+            Err(_) => DeviceCounters::add(&self.counters.errors, 1),
+        }
     }
 
     /// Acts on an event of a host socket.

@@ -6,7 +6,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sched::CloneFlags;
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, listen, socket,
 };
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat};
 use nix::unistd::{UnlinkatFlags, fchdir, unlinkat};
@@ -137,6 +137,19 @@ impl HostSockets {
     #[must_use]
     pub fn listener(&self) -> &UnixListener {
         &self.listener
+    }
+
+    /// The next host client that waits, non-blocking in one system call.
+    ///
+    /// # Errors
+    /// As accept4(2); `WouldBlock` when none waits.
+    pub fn accept(&self) -> io::Result<UnixStream> {
+        let fd = accept4(
+            self.listener.as_raw_fd(),
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        )?;
+        // SAFETY: the kernel has just opened it, for this call alone.
+        Ok(unsafe { UnixStream::from_raw_fd(fd) })
     }
 
     /// Makes the directory the calling thread's own working directory, which [`Self::connect`] needs.
