@@ -10,26 +10,21 @@
 //!   locks/                        one file per name being pulled; `gc`: shared by users, exclusive to collect
 //! ```
 //!
-//! Layers are kept by chain ID, as what a layer unpacks to may depend on those below it (hard links into them, links
-//! among parents). The compressed layer is not kept: what is mounted is the unpacked one, and its diff ID was checked.
-//! Does not mount anything and does not know which pods exist; callers say which manifests are in use.
+//! `layers` adds layers to it, `collect` removes what nothing leads to. Does not mount anything and does not know which pods exist; callers say which manifests are in use.
 
-use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use oci_spec::image::ImageConfiguration;
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::digest::{Digest, HashingReader};
+use super::digest::Digest;
 use super::index::{self, Index, Record};
-use super::layer::compression::decompress;
-use super::layer::unpack::{UnpackError, UnpackLimits, Unpacked, unpack};
-use super::manifest::{self, Content, Document, Manifest, ManifestError};
+use super::layers::chain_ids;
+use super::manifest::{self, Document, Manifest, ManifestError};
 use super::reference::Reference;
 use super::scratch::{self, Scratch};
 
@@ -82,42 +77,6 @@ pub enum StoreError {
     },
 }
 
-/// Why a layer did not get into the store.
-#[derive(Debug, Error)]
-pub enum LayerError {
-    /// The store's own files.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The archive or the disk.
-    #[error("layer {layer} was not unpacked")]
-    Unpack {
-        /// Digest of the layer's blob or its diff ID.
-        layer: Digest,
-        #[source]
-        source: UnpackError,
-    },
-    /// Reading or decompressing the layer.
-    #[error("layer {layer} cannot be read")]
-    Read {
-        /// Digest of the layer's blob or its diff ID.
-        layer: Digest,
-        #[source]
-        source: io::Error,
-    },
-    /// The content is not what the image says.
-    #[error("layer {layer} is refused: its {what} is {found}, the image says {expected}")]
-    Mismatch {
-        /// Digest of the layer's blob or its diff ID.
-        layer: Digest,
-        /// What was compared.
-        what: &'static str,
-        /// As found.
-        found: String,
-        /// As the image says.
-        expected: String,
-    },
-}
-
 /// An image in the store, ready to run.
 #[derive(Debug, Clone)]
 pub struct Image {
@@ -139,27 +98,6 @@ pub struct Image {
     pub updated: u64,
 }
 
-/// What `layer.json` says of a layer.
-#[derive(Debug, Serialize, Deserialize)]
-struct LayerRecord {
-    diff_id: Digest,
-    bytes: u64,
-    entries: u64,
-}
-
-/// What a garbage collection removed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Collected {
-    /// Unpacked layers.
-    pub layers: usize,
-    /// Manifests, indexes and configurations.
-    pub blobs: usize,
-    /// Bytes of file content of those layers.
-    pub bytes: u64,
-    /// Another process was using the store, so nothing was removed now.
-    pub postponed: bool,
-}
-
 /// Keeps garbage collection away while an image is fetched or about to be mounted.
 #[derive(Debug)]
 pub struct Lease {
@@ -169,10 +107,10 @@ pub struct Lease {
 /// The store of one host. Cheap to open; any number of processes may have it open.
 #[derive(Debug, Clone)]
 pub struct Store {
-    root: PathBuf,
+    pub(super) root: PathBuf,
 }
 
-fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+pub(super) fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_path_buf();
     move |source| StoreError::Io {
         doing,
@@ -294,133 +232,24 @@ impl Store {
         Ok(index.images.iter().filter_map(load).collect())
     }
 
-    /// Removes a name. Layers that no name and no pod needs any more go with it, unless another process is just
-    /// using the store (then the next collection takes them).
-    ///
-    /// `in_use`: manifest digests of images that pods run from. Without `force` the last name of such an image stays;
-    /// with it only the name goes, never the layers under a running pod.
-    ///
-    /// # Errors
-    /// [`StoreError::NotFound`], [`StoreError::InUse`], [`StoreError::Io`].
-    pub fn remove(
-        &self,
-        name: &str,
-        in_use: &BTreeSet<Digest>,
-        force: bool,
-    ) -> Result<Collected, StoreError> {
-        let found = self.find(name)?.map(|image| image.name);
-        let key = found
-            .or_else(|| {
-                Reference::parse(name)
-                    .ok()
-                    .map(|reference| reference.to_string())
-            })
-            .unwrap_or_else(|| name.to_owned());
-        let path = self.root.join("index.json");
-        let outcome = index::update(&path, |index| {
-            let Some(record) = index.images.get(&key).cloned() else {
-                return (
-                    Err(StoreError::NotFound {
-                        name: name.to_owned(),
-                    }),
-                    false,
-                );
-            };
-            let other_names = index
-                .images
-                .iter()
-                .any(|(other, found)| other != &key && found.manifest == record.manifest);
-            if in_use.contains(&record.manifest) && !other_names && !force {
-                return (Err(StoreError::InUse { name: key.clone() }), false);
-            }
-            index.images.remove(&key);
-            (Ok(()), true)
-        });
-        outcome.map_err(failed("updating", &path))??;
-        self.gc_unreferenced(in_use)
-    }
-
-    /// Removes layers and documents that no name leads to and no pod uses.
-    ///
-    /// Does nothing (and says so in [`Collected::postponed`]) while another process holds a [`Lease`].
-    ///
-    /// # Errors
-    /// [`StoreError`]. Nothing is removed if any document in use cannot be read.
-    pub fn gc_unreferenced(&self, in_use: &BTreeSet<Digest>) -> Result<Collected, StoreError> {
-        let path = self.root.join("locks/gc");
-        let lock = index::open_lock(&path).map_err(failed("locking", &path))?;
-        if lock.try_lock().is_err() {
-            return Ok(Collected {
-                postponed: true,
-                ..Collected::default()
-            });
-        }
-        let index = self.read_index()?;
-        let mut blobs: BTreeSet<Digest> = BTreeSet::new();
-        let mut layers: BTreeSet<Digest> = BTreeSet::new();
-        for record in index.images.values() {
-            blobs.extend(record.index.clone());
-        }
-        let roots = index
-            .images
-            .values()
-            .map(|record| &record.manifest)
-            .chain(in_use);
-        for manifest in roots {
-            if !blobs.insert(manifest.clone()) {
-                continue;
-            }
-            let name = manifest.to_string();
-            match self.read_documents(&name, manifest) {
-                Ok((manifest, _, diff_ids)) => {
-                    blobs.insert(manifest.config.digest);
-                    layers.extend(chain_ids(&diff_ids));
-                }
-                // An image that cannot be used any more has nothing worth keeping.
-                Err(StoreError::Incomplete { .. } | StoreError::Damaged { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let mut collected = Collected::default();
-        let folder = self.root.join("layers");
-        let trash = self.scratch()?;
-        for (chain, path) in digests_in(&folder)? {
-            if layers.contains(&chain) {
-                continue;
-            }
-            collected.bytes += self.layer_record(&chain)?.map_or(0, |record| record.bytes);
-            // Renamed first, so that a crash leaves no layer that looks whole and is not.
-            std::fs::rename(&path, trash.path().join(chain.hex()))
-                .map_err(failed("removing", &path))?;
-            collected.layers += 1;
-        }
-        for (blob, path) in digests_in(&self.root.join("blobs/sha256"))? {
-            if !blobs.contains(&blob) {
-                std::fs::remove_file(&path).map_err(failed("removing", &path))?;
-                collected.blobs += 1;
-            }
-        }
-        Ok(collected)
-    }
-
     /// A directory for half-done work.
     pub(super) fn scratch(&self) -> Result<Scratch, StoreError> {
         let tmp = self.root.join("tmp");
         Scratch::new(&tmp).map_err(failed("making a directory in", &tmp))
     }
 
-    /// Waits until no other process is pulling `name`, and keeps others from it. `Err` when that would block.
-    pub(super) fn try_lock_name(&self, name: &str) -> Result<Result<File, File>, StoreError> {
+    /// Keeps other processes from pulling `name` until the file is dropped; `None` while one is at it.
+    pub(super) fn try_lock_name(&self, name: &str) -> Result<Option<File>, StoreError> {
         let path = self
             .root
             .join("locks")
             .join(Digest::of(name.as_bytes()).hex());
         let file = index::open_lock(&path).map_err(failed("locking", &path))?;
-        Ok(if file.try_lock().is_ok() {
-            Ok(file)
-        } else {
-            Err(file)
-        })
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(failed("locking", &path)(error)),
+        }
     }
 
     /// Stores a manifest, an index or a configuration.
@@ -460,121 +289,6 @@ impl Store {
         }
     }
 
-    /// Whether the layer with this chain ID is unpacked.
-    pub(super) fn has_layer(&self, chain: &Digest) -> bool {
-        self.layer_path(chain).join("fs").is_dir()
-    }
-
-    /// Unpacks a layer into the store. `below`: chain IDs of the layers below, top-most first. `blob`: digest and size of
-    /// the compressed layer, checked when given. The uncompressed bytes must have the digest `diff_id`.
-    pub(super) fn add_layer(
-        &self,
-        reader: impl Read,
-        blob: Option<&Content>,
-        diff_id: &Digest,
-        below: &[Digest],
-        limits: &UnpackLimits,
-    ) -> Result<(), LayerError> {
-        let chain = diff_id.chained_on(below.first());
-        if self.has_layer(&chain) {
-            return Ok(());
-        }
-        let layer = || blob.map_or(diff_id, |blob| &blob.digest).clone();
-        let scratch = self.scratch()?;
-        let fs = scratch.path().join("layer/fs");
-        std::fs::create_dir_all(&fs)
-            .and_then(|()| std::fs::set_permissions(&fs, std::fs::Permissions::from_mode(0o755)))
-            .map_err(failed("making", &fs))?;
-        let lowers: Vec<PathBuf> = below
-            .iter()
-            .map(|chain| self.layer_path(chain).join("fs"))
-            .collect();
-
-        let mut compressed = HashingReader::new(reader);
-        let unpacked = unpack_compressed(&mut compressed, &layer(), &fs, &lowers, limits);
-        // The digest is of everything, also of what follows the archive. A wrong one explains every other error.
-        let drained = io::copy(&mut compressed, &mut io::sink());
-        let mismatch = |what, found: String, expected: String| {
-            Err(LayerError::Mismatch {
-                layer: layer(),
-                what,
-                found,
-                expected,
-            })
-        };
-        if let Some(blob) = blob
-            && drained.is_ok()
-            && !matches!(
-                unpacked,
-                Err(LayerError::Unpack {
-                    source: UnpackError::DiskFull { .. },
-                    ..
-                })
-            )
-        {
-            if compressed.count() != blob.size {
-                return mismatch(
-                    "size in bytes",
-                    compressed.count().to_string(),
-                    blob.size.to_string(),
-                );
-            }
-            if compressed.digest() != blob.digest {
-                return mismatch(
-                    "digest",
-                    compressed.digest().to_string(),
-                    blob.digest.to_string(),
-                );
-            }
-        }
-        let (unpacked, found) = unpacked?;
-        drained.map_err(|source| LayerError::Read {
-            layer: layer(),
-            source,
-        })?;
-        if &found != diff_id {
-            return mismatch(
-                "uncompressed digest (diff ID)",
-                found.to_string(),
-                diff_id.to_string(),
-            );
-        }
-        let record = LayerRecord {
-            diff_id: diff_id.clone(),
-            bytes: unpacked.bytes,
-            entries: unpacked.entries,
-        };
-        self.publish_layer(scratch.path(), &chain, &record)?;
-        Ok(())
-    }
-
-    fn publish_layer(
-        &self,
-        scratch: &Path,
-        chain: &Digest,
-        record: &LayerRecord,
-    ) -> Result<(), StoreError> {
-        let (from, to) = (scratch.join("layer"), self.layer_path(chain));
-        let publish = || -> io::Result<()> {
-            std::fs::write(from.join("layer.json"), serde_json::to_vec(record)?)?;
-            // One flush for all files of the layer, before the name says that they are there.
-            rustix::fs::syncfs(File::open(&from)?)?;
-            match std::fs::rename(&from, &to) {
-                // Another process was faster with the same content.
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty
-                    ) =>
-                {
-                    Ok(())
-                }
-                other => other,
-            }
-        };
-        publish().map_err(failed("publishing the layer", &to))
-    }
-
     /// Makes `name` mean the image with this manifest, whose parts are all stored, and returns it.
     pub(super) fn set_name(
         &self,
@@ -600,7 +314,7 @@ impl Store {
         Ok(image)
     }
 
-    fn read_index(&self) -> Result<Index, StoreError> {
+    pub(super) fn read_index(&self) -> Result<Index, StoreError> {
         let path = self.root.join("index.json");
         index::read(&path).map_err(failed("reading", &path))
     }
@@ -609,21 +323,8 @@ impl Store {
         self.root.join("blobs/sha256").join(digest.hex())
     }
 
-    fn layer_path(&self, chain: &Digest) -> PathBuf {
-        self.root.join("layers").join(chain.hex())
-    }
-
-    fn layer_record(&self, chain: &Digest) -> Result<Option<LayerRecord>, StoreError> {
-        let path = self.layer_path(chain).join("layer.json");
-        match std::fs::read(&path) {
-            Ok(text) => Ok(serde_json::from_slice(&text).ok()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(failed("reading", &path)(error)),
-        }
-    }
-
     /// Manifest, configuration and diff IDs (bottom-most first) of a stored image.
-    fn read_documents(
+    pub(super) fn read_documents(
         &self,
         name: &str,
         digest: &Digest,
@@ -676,67 +377,5 @@ impl Store {
             size,
             updated: record.updated,
         })
-    }
-}
-
-/// Unpacks a layer as it comes; returns what it came to and the digest of the uncompressed bytes.
-fn unpack_compressed(
-    compressed: &mut impl Read,
-    layer: &Digest,
-    fs: &Path,
-    lowers: &[PathBuf],
-    limits: &UnpackLimits,
-) -> Result<(Unpacked, Digest), LayerError> {
-    let unreadable = |source| LayerError::Read {
-        layer: layer.clone(),
-        source,
-    };
-    let mut tar = HashingReader::new(Bounded {
-        inner: decompress(compressed).map_err(unreadable)?,
-        left: limits.bytes,
-    });
-    let unpacked = unpack(&mut tar, fs, lowers, limits).map_err(|source| LayerError::Unpack {
-        layer: layer.clone(),
-        source,
-    })?;
-    io::copy(&mut tar, &mut io::sink()).map_err(unreadable)?;
-    Ok((unpacked, tar.digest()))
-}
-
-/// Chain IDs of layers, bottom-most first as the diff IDs are.
-pub(super) fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
-    let mut chains: Vec<Digest> = Vec::with_capacity(diff_ids.len());
-    for diff_id in diff_ids {
-        chains.push(diff_id.chained_on(chains.last()));
-    }
-    chains
-}
-
-/// Entries of a directory whose names are digests.
-fn digests_in(folder: &Path) -> Result<Vec<(Digest, PathBuf)>, StoreError> {
-    let entries = std::fs::read_dir(folder).map_err(failed("reading", folder))?;
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(failed("reading", folder))?;
-        if let Some(digest) = entry.file_name().to_str().and_then(Digest::from_hex) {
-            found.push((digest, entry.path()));
-        }
-    }
-    Ok(found)
-}
-
-/// Fails once more than the granted bytes were read: a compressed stream may stand for any number of them.
-struct Bounded<R> {
-    inner: R,
-    left: u64,
-}
-
-impl<R: Read> Read for Bounded<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.left = self.left.checked_sub(count as u64).ok_or_else(|| {
-            io::Error::other("it unpacks to more than the limit of bytes; refused")
-        })?;
-        Ok(count)
     }
 }

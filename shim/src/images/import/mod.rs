@@ -15,10 +15,11 @@ use thiserror::Error;
 use super::digest::Digest;
 use super::layer::tar_stream::TarError;
 use super::layer::unpack::UnpackLimits;
+use super::layers::{LayerError, chain_ids};
 use super::manifest::{self, Content, ManifestError, Platform};
 use super::progress::{Event, Progress};
 use super::reference::{Reference, ReferenceError};
-use super::store::{Image, LayerError, Store, StoreError, chain_ids};
+use super::store::{Image, Store, StoreError};
 use source::Source;
 
 /// How to import.
@@ -211,13 +212,14 @@ impl Store {
                 continue;
             }
             let below: Vec<Digest> = chains.iter().take(at).rev().cloned().collect();
-            let reader = Reporting {
-                inner: source.open_member(member)?,
-                layer,
-                done: 0,
-                told: 0,
-                progress,
+            let tell = |done| {
+                progress.event(Event::LayerUnpacking {
+                    layer: &layer.digest,
+                    done,
+                    total: layer.size,
+                })
             };
+            let reader = Reporting::new(source.open_member(member)?, tell);
             self.add_layer(reader, Some(layer), diff_id, &below, &options.limits)?;
             progress.event(Event::LayerDone {
                 layer: &layer.digest,
@@ -243,27 +245,32 @@ impl Store {
     }
 }
 
-/// Tells how far a layer has been read.
-pub(super) struct Reporting<'a, R> {
-    pub(super) inner: R,
-    pub(super) layer: &'a Content,
-    pub(super) done: u64,
-    pub(super) told: u64,
-    pub(super) progress: &'a dyn Progress,
+/// Tells how many bytes of a layer have been read, every quarter of a mebibyte and at the end.
+pub(super) struct Reporting<R, F> {
+    inner: R,
+    tell: F,
+    done: u64,
+    told: u64,
 }
 
-impl<R: io::Read> io::Read for Reporting<'_, R> {
+impl<R: io::Read, F: FnMut(u64)> Reporting<R, F> {
+    pub(super) fn new(inner: R, tell: F) -> Self {
+        Self {
+            inner,
+            tell,
+            done: 0,
+            told: 0,
+        }
+    }
+}
+
+impl<R: io::Read, F: FnMut(u64)> io::Read for Reporting<R, F> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
         self.done = self.done.saturating_add(count as u64);
-        // Not for each read: a person sees nothing below a quarter of a mebibyte.
-        if count == 0 || self.done - self.told >= 256 << 10 {
+        if (count == 0 && self.told < self.done) || self.done - self.told >= 256 << 10 {
             self.told = self.done;
-            self.progress.event(Event::LayerUnpacking {
-                layer: &self.layer.digest,
-                done: self.done,
-                total: self.layer.size,
-            });
+            (self.tell)(self.done);
         }
         Ok(count)
     }

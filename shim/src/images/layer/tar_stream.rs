@@ -4,10 +4,16 @@
 //! stranger must not decide how much memory an extension header takes or how often one may repeat.
 //! Reads only: it knows no file system, follows nothing and cleans no path.
 
+mod entry;
+mod pax;
+mod source;
+
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 
+pub use entry::{EntryKind, TarEntry, TarError};
+use pax::Overrides;
+pub use source::{Streamed, TarSource};
 use tar::{EntryType, GnuExtSparseHeader, Header};
-use thiserror::Error;
 
 use super::printable;
 
@@ -18,145 +24,6 @@ const EXTENSION_LIMIT: u64 = 1 << 20;
 const PATH_LIMIT: usize = 4096;
 /// Most segments of one GNU sparse file.
 const SPARSE_LIMIT: usize = 1 << 16;
-
-/// Why a tar stream cannot be read on.
-#[derive(Debug, Error)]
-pub enum TarError {
-    /// The bytes below (file, decompressor, network) failed.
-    #[error("reading the archive failed after {offset} bytes")]
-    Read {
-        /// Bytes of tar stream read before.
-        offset: u64,
-        #[source]
-        source: io::Error,
-    },
-    /// The stream stops inside a header or a file.
-    #[error("the archive ends in the middle of {what} (after {offset} bytes); it is cut short")]
-    Truncated {
-        /// Entry or part.
-        what: String,
-        /// Bytes of tar stream read before.
-        offset: u64,
-    },
-    /// A header is not a tar header.
-    #[error("not a valid tar header at byte {offset}: {reason}")]
-    Header {
-        /// Where in the tar stream.
-        offset: u64,
-        /// What is wrong.
-        reason: String,
-    },
-    /// More headers than the limit.
-    #[error("the archive has more than {limit} entries; refused")]
-    TooManyEntries {
-        /// The limit that passed.
-        limit: u64,
-    },
-    /// An extension header is larger than any honest one.
-    #[error(
-        "the archive has an extension header of {size} bytes (at most {EXTENSION_LIMIT} are accepted)"
-    )]
-    ExtensionTooLarge {
-        /// Size claimed.
-        size: u64,
-    },
-}
-
-/// What an entry is, with the data only that kind has.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EntryKind {
-    /// A file whose bytes follow; with the map of its segments where it is a GNU sparse file.
-    File {
-        /// `(offset, length)` of each segment; `None` when the bytes are the file.
-        sparse: Option<Vec<(u64, u64)>>,
-    },
-    /// A directory.
-    Directory,
-    /// A symbolic link to `TarEntry::link`.
-    Symlink,
-    /// Another name for the earlier entry `TarEntry::link`.
-    HardLink,
-    /// A named pipe.
-    Fifo,
-    /// A character device.
-    CharDevice,
-    /// A block device.
-    BlockDevice,
-}
-
-/// One entry. Paths are as the archive has them, not cleaned, without NUL bytes, at most 4096 bytes long.
-#[derive(Debug, Clone)]
-pub struct TarEntry {
-    /// The name.
-    pub path: Vec<u8>,
-    /// Target of a symbolic or hard link, else empty.
-    pub link: Vec<u8>,
-    /// What it is.
-    pub kind: EntryKind,
-    /// Bytes of the file when written out (of a sparse file: with its holes).
-    pub size: u64,
-    /// Permission bits with setuid, setgid and sticky.
-    pub mode: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Modification time: seconds since the epoch and nanoseconds.
-    pub mtime: (i64, u32),
-    /// Device numbers, major and minor.
-    pub device: (u32, u32),
-    /// Extended attributes (PAX `SCHILY.xattr.`), in the archive's order.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Offset of the entry's bytes in the tar stream.
-    pub data_offset: u64,
-}
-
-/// A source of tar bytes that can leave out bytes nobody wants.
-pub trait TarSource: Read {
-    /// Moves `count` bytes ahead. Returns how many there were; less only at the end of the stream.
-    fn skip(&mut self, count: u64) -> io::Result<u64>;
-}
-
-/// A source that is read through, e.g. because it is being hashed.
-#[derive(Debug)]
-pub struct Streamed<R>(pub R);
-
-impl<R: Read> Read for Streamed<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buffer)
-    }
-}
-
-impl<R: Read> TarSource for Streamed<R> {
-    fn skip(&mut self, count: u64) -> io::Result<u64> {
-        io::copy(&mut (&mut self.0).take(count), &mut io::sink())
-    }
-}
-
-impl<R: Read + Seek> TarSource for BufReader<R> {
-    fn skip(&mut self, count: u64) -> io::Result<u64> {
-        let step = i64::try_from(count).map_err(|_| io::ErrorKind::InvalidInput)?;
-        // A file lets one seek past its end: the last byte is read so that a cut archive is noticed.
-        if step == 0 {
-            return Ok(0);
-        }
-        self.seek_relative(step - 1)?;
-        let mut last = [0];
-        Ok(if self.read(&mut last)? == 1 { count } else { 0 })
-    }
-}
-
-/// Values of PAX records and GNU long names that apply to the next entry.
-#[derive(Debug, Default)]
-struct Overrides {
-    path: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
-    size: Option<u64>,
-    uid: Option<u64>,
-    gid: Option<u64>,
-    mtime: Option<(i64, u32)>,
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-}
 
 /// Walks a tar stream entry by entry. After [`TarStream::next_entry`], reading gives that entry's bytes.
 #[derive(Debug)]
@@ -199,7 +66,7 @@ impl<R: TarSource> TarStream<R> {
             match header.entry_type() {
                 EntryType::XHeader => {
                     let data = self.read_extension(size)?;
-                    self.apply_pax(&data, &mut overrides)?;
+                    overrides.apply_pax(&data, self.offset)?;
                 }
                 EntryType::GNULongName => {
                     overrides.path = Some(until_nul(self.read_extension(size)?))
@@ -318,58 +185,6 @@ impl<R: TarSource> TarStream<R> {
         self.read_to_end(&mut data)
             .map_err(|source| TarError::Read { offset, source })?;
         Ok(data)
-    }
-
-    /// PAX records: `LENGTH KEY=VALUE\n` each, LENGTH counting the whole record (POSIX pax, "Extended header").
-    fn apply_pax(&self, mut data: &[u8], into: &mut Overrides) -> Result<(), TarError> {
-        // Padding with NUL after the last record is seen in the wild.
-        while data.first().is_some_and(|byte| *byte != 0) {
-            let malformed = || self.invalid("a PAX record is malformed");
-            let space = data
-                .iter()
-                .take(21)
-                .position(|byte| *byte == b' ')
-                .ok_or_else(malformed)?;
-            let length: usize = ascii(data.get(..space)).ok_or_else(malformed)?;
-            let record = data
-                .get(space + 1..length.saturating_sub(1))
-                .ok_or_else(malformed)?;
-            if data.get(length - 1) != Some(&b'\n') {
-                return Err(malformed());
-            }
-            data = data.get(length..).unwrap_or_default();
-            let equals = record
-                .iter()
-                .position(|byte| *byte == b'=')
-                .ok_or_else(malformed)?;
-            let (key, value) = record.split_at(equals);
-            let value = value.get(1..).unwrap_or_default();
-            let number = || {
-                ascii(Some(value))
-                    .ok_or_else(|| self.invalid(format!("PAX {} is not a number", printable(key))))
-            };
-            match key {
-                b"path" => into.path = Some(value.to_vec()),
-                b"linkpath" => into.link = Some(value.to_vec()),
-                b"size" => into.size = Some(number()?),
-                b"uid" => into.uid = Some(number()?),
-                b"gid" => into.gid = Some(number()?),
-                b"mtime" => {
-                    into.mtime = Some(
-                        pax_time(value).ok_or_else(|| self.invalid("PAX mtime is not a time"))?,
-                    )
-                }
-                _ if key.starts_with(b"GNU.sparse.") => {
-                    return Err(self.invalid("sparse files in the PAX format are not supported; write the layer without --sparse"));
-                }
-                _ => {
-                    if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                        into.xattrs.push((name.to_vec(), value.to_vec()));
-                    }
-                }
-            }
-        }
-        Ok(())
     }
 
     fn finish_entry(
@@ -576,33 +391,9 @@ fn field<T>(offset: u64, name: &str, value: io::Result<T>) -> Result<T, TarError
     })
 }
 
-fn ascii<T: std::str::FromStr>(bytes: Option<&[u8]>) -> Option<T> {
-    std::str::from_utf8(bytes?).ok()?.parse().ok()
-}
-
 fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
     if let Some(end) = bytes.iter().position(|byte| *byte == 0) {
         bytes.truncate(end);
     }
     bytes
-}
-
-/// `-12.25` as seconds and nanoseconds, nanoseconds counting forward.
-fn pax_time(value: &[u8]) -> Option<(i64, u32)> {
-    let text = std::str::from_utf8(value).ok()?;
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let seconds: i64 = whole.parse().ok()?;
-    let digits: String = fraction
-        .chars()
-        .chain("000000000".chars())
-        .take(9)
-        .collect();
-    let nanos: u32 = digits
-        .bytes()
-        .all(|b| b.is_ascii_digit())
-        .then(|| digits.parse().ok())??;
-    if whole.starts_with('-') && nanos > 0 {
-        return Some((seconds.checked_sub(1)?, 1_000_000_000 - nanos));
-    }
-    Some((seconds, nanos))
 }

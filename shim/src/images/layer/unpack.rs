@@ -6,17 +6,25 @@
 //! OCI whiteouts become overlay whiteouts (character device 0:0) and opaque directories (OCI image spec, "Layer").
 //! Does not clean up: the caller unpacks into a temporary directory and throws it away on error.
 
+mod attributes;
+mod fault;
+mod hard_link;
+mod whiteout;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timestamps};
 use rustix::io::Errno;
 use thiserror::Error;
+
+use attributes::{copy_attributes, times_of};
+use fault::{During, Fault, Step, refused};
+use hard_link::LinkSource;
 
 use super::beneath;
 use super::merged::{DEPTH_LIMIT, MergedView, view_while_unpacking};
@@ -121,32 +129,6 @@ pub fn unpack<R: Read>(
         layer.apply(&entry, &mut stream)?;
     }
     layer.finish()
-}
-
-/// A failed step: what was being done, and the error.
-struct Step(&'static str, io::Error);
-
-/// Names the step in which a system call failed.
-trait During<T> {
-    fn during(self, doing: &'static str) -> Result<T, Fault>;
-}
-
-impl<T, E: Into<io::Error>> During<T> for Result<T, E> {
-    fn during(self, doing: &'static str) -> Result<T, Fault> {
-        self.map_err(|error| Fault::Step(Step(doing, error.into())))
-    }
-}
-
-/// Why one entry failed, before its path is added.
-enum Fault {
-    Refused(String),
-    TooLarge,
-    Step(Step),
-    Tar(TarError),
-}
-
-fn refused<T>(reason: impl Into<String>) -> Result<T, Fault> {
-    Err(Fault::Refused(reason.into()))
 }
 
 /// The layer being written.
@@ -424,171 +406,6 @@ impl Layer {
         Ok(())
     }
 
-    fn apply_whiteout(&mut self, name: &[u8], parents: &[Vec<u8>]) -> Result<(), Fault> {
-        if name == OPAQUE_WHITEOUT {
-            let (path, parent) = self.parent(parents)?;
-            beneath::set_opaque(parent.as_fd()).during(
-                "marking the directory opaque (does the file system have trusted xattrs?)",
-            )?;
-            self.keep_parent(path, parent);
-            return Ok(());
-        }
-        if name.starts_with(AUFS) {
-            return Ok(());
-        }
-        let hidden = name.get(WHITEOUT.len()..).unwrap_or_default();
-        if matches!(hidden, b"" | b"." | b"..") {
-            return refused("it is a whiteout of no name");
-        }
-        // Parents are resolved without making them: a whiteout of what is not there must not make anything appear.
-        let mut target = match self.view.canonical(parents, true) {
-            Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(()),
-            other => other.during("resolving its directory")?,
-        };
-        target.push(hidden.to_vec());
-        if self
-            .lowers
-            .lookup(&target)
-            .during("looking into the layers below")?
-            .is_none()
-        {
-            return Ok(());
-        }
-        let (path, parent) = self.parent(
-            target
-                .split_last()
-                .map(|(_, parents)| parents)
-                .unwrap_or_default(),
-        )?;
-        match beneath::stat(parent.as_fd(), hidden).during("looking at what is there")? {
-            // Whiteouts hide what is below only: what this layer itself brought stays.
-            Some(stat) if beneath::kind(&stat) == FileType::Directory => {
-                let dir =
-                    beneath::open_dir(parent.as_fd(), hidden).during("opening the directory")?;
-                beneath::set_opaque(dir.as_fd()).during("marking the directory opaque")?;
-            }
-            Some(_) => {}
-            None => {
-                rustix::fs::mknodat(&parent, hidden, FileType::CharacterDevice, Mode::empty(), 0)
-                    .during("making the whiteout")?
-            }
-        }
-        self.keep_parent(path, parent);
-        Ok(())
-    }
-
-    /// Where a hard link leads: to an object of this layer, or of a layer below.
-    fn hard_link_source(&self, link: &[u8]) -> Result<LinkSource, Fault> {
-        let shown = || printable(link);
-        let components = match clean(link) {
-            Ok(components) if !components.is_empty() => components,
-            _ => {
-                return refused(format!(
-                    "it is a hard link to {}, which is outside the layer",
-                    shown()
-                ));
-            }
-        };
-        let canonical = match self.view.canonical(&components, false) {
-            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-                return refused(format!(
-                    "it is a hard link to {}, which does not exist",
-                    shown()
-                ));
-            }
-            other => other.during("resolving the hard link")?,
-        };
-        let Some(found) = self
-            .view
-            .lookup(&canonical)
-            .during("resolving the hard link")?
-        else {
-            return refused(format!(
-                "it is a hard link to {}, which does not exist",
-                shown()
-            ));
-        };
-        if found.kind() == FileType::Directory {
-            return refused(format!(
-                "it is a hard link to {}, which is a directory",
-                shown()
-            ));
-        }
-        if found.layer > 0 {
-            return Ok(LinkSource::Below(canonical));
-        }
-        let Some((name, parents)) = canonical.split_last() else {
-            return refused("it is a hard link to the root");
-        };
-        let parent = beneath::open_dir(self.root.as_fd(), &beneath::join(parents))
-            .during("opening the directory of the hard link's target")?;
-        Ok(LinkSource::Here {
-            parent,
-            name: name.clone(),
-            stat: found.stat,
-        })
-    }
-
-    /// Copies an object of a layer below: a hard link cannot reach into another layer's directory.
-    fn copy_from_below(&mut self, components: &[Vec<u8>], at: &At<'_>) -> Result<(), Fault> {
-        let Some(found) = self
-            .lowers
-            .lookup(components)
-            .during("looking into the layers below")?
-        else {
-            return refused("it is a hard link to something that this layer removed");
-        };
-        match found.kind() {
-            FileType::RegularFile => {
-                let below = self
-                    .lowers
-                    .open_found(&found, OFlags::RDONLY)
-                    .during("opening the file below")?;
-                let size = u64::try_from(found.stat.st_size).unwrap_or(0);
-                self.account(size)?;
-                let mut copy = create_file(at)?;
-                io::copy(
-                    &mut File::from(below.try_clone().during("opening the file below")?),
-                    &mut copy,
-                )
-                .during("copying the file below")?;
-                copy_attributes(&found.stat, below.as_fd(), copy.as_fd())?;
-                rustix::fs::futimens(&copy, &times_of(&found.stat)).during("setting its time")
-            }
-            FileType::Symlink => {
-                let target = self
-                    .lowers
-                    .read_link(&found)
-                    .during("reading the link below")?;
-                rustix::fs::symlinkat(&target[..], at.parent, at.name)
-                    .during("making the symbolic link")?;
-                set_owner_and_times(
-                    at,
-                    found.stat.st_uid,
-                    found.stat.st_gid,
-                    &times_of(&found.stat),
-                )
-            }
-            kind => {
-                rustix::fs::mknodat(at.parent, at.name, kind, Mode::empty(), found.stat.st_rdev)
-                    .during("making the node")?;
-                set_owner_and_times(
-                    at,
-                    found.stat.st_uid,
-                    found.stat.st_gid,
-                    &times_of(&found.stat),
-                )?;
-                rustix::fs::chmodat(
-                    at.parent,
-                    at.name,
-                    Mode::from_raw_mode(found.stat.st_mode & 0o7777),
-                    AtFlags::empty(),
-                )
-                .during("setting its mode")
-            }
-        }
-    }
-
     fn account(&mut self, bytes: u64) -> Result<(), Fault> {
         self.done.bytes = self.done.bytes.saturating_add(bytes);
         if self.done.bytes > self.limits.bytes {
@@ -596,106 +413,6 @@ impl Layer {
         } else {
             Ok(())
         }
-    }
-
-    fn write_file(
-        &mut self,
-        entry: &TarEntry,
-        sparse: Option<&[(u64, u64)]>,
-        at: &At<'_>,
-        data: &mut impl Read,
-    ) -> Result<(), Fault> {
-        // Claimed sizes are counted before a byte is written; a false claim ends as a cut archive.
-        self.account(entry.size)?;
-        let mut file = create_file(at)?;
-        match sparse {
-            None => copy_exactly(data, &mut file, entry.size)?,
-            Some(segments) => {
-                for (offset, length) in segments {
-                    file.seek(SeekFrom::Start(*offset))
-                        .during("seeking in the sparse file")?;
-                    copy_exactly(data, &mut file, *length)?;
-                }
-                file.set_len(entry.size)
-                    .during("setting the size of the sparse file")?;
-            }
-        }
-        self.set_attributes(entry, &OwnedFd::from(file), at.path)
-    }
-
-    /// Owner first, as chown clears setuid bits and file capabilities; times last.
-    fn set_attributes(&mut self, entry: &TarEntry, fd: &OwnedFd, path: &[u8]) -> Result<(), Fault> {
-        rustix::fs::fchown(
-            fd,
-            Some(Uid::from_raw(entry.uid)),
-            Some(Gid::from_raw(entry.gid)),
-        )
-        .during("setting its owner")?;
-        rustix::fs::fchmod(fd, Mode::from_raw_mode(entry.mode)).during("setting its mode")?;
-        for (name, value) in entry
-            .xattrs
-            .iter()
-            .filter(|(name, _)| beneath::xattr_allowed(name))
-        {
-            beneath::set_xattr(fd.as_fd(), name, value).during("setting an extended attribute")?;
-        }
-        let times = times(entry);
-        if entry.kind == EntryKind::Directory {
-            self.directory_times.insert(path.to_vec(), times);
-            return Ok(());
-        }
-        rustix::fs::futimens(fd, &times).during("setting its time")
-    }
-
-    /// For what cannot be opened without an effect: links and device nodes, fifos.
-    fn set_attributes_at(&self, entry: &TarEntry, at: &At<'_>) -> Result<(), Fault> {
-        let fd = beneath::open(at.parent, at.name, OFlags::PATH | OFlags::NOFOLLOW)
-            .during("opening it")?;
-        if entry.kind != EntryKind::Symlink {
-            rustix::fs::chownat(
-                at.parent,
-                at.name,
-                Some(Uid::from_raw(entry.uid)),
-                Some(Gid::from_raw(entry.gid)),
-                AtFlags::SYMLINK_NOFOLLOW,
-            )
-            .during("setting its owner")?;
-            rustix::fs::chmodat(
-                at.parent,
-                at.name,
-                Mode::from_raw_mode(entry.mode),
-                AtFlags::empty(),
-            )
-            .during("setting its mode")?;
-        }
-        for (name, value) in entry
-            .xattrs
-            .iter()
-            .filter(|(name, _)| beneath::xattr_allowed(name))
-        {
-            match beneath::set_xattr(fd.as_fd(), name, value) {
-                // xattr(7): user attributes exist on files and directories only.
-                Err(Errno::PERM | Errno::NOTSUP) => {}
-                other => other.during("setting an extended attribute")?,
-            }
-        }
-        set_owner_and_times(at, entry.uid, entry.gid, &times(entry))
-    }
-
-    fn make_node(
-        &self,
-        entry: &TarEntry,
-        kind: FileType,
-        device: u64,
-        at: &At<'_>,
-    ) -> Result<(), Fault> {
-        rustix::fs::mknodat(at.parent, at.name, kind, Mode::empty(), device)
-            .during("making the device node (only root may)")?;
-        if kind == FileType::CharacterDevice && device == 0 {
-            // A whiteout by another way: it hides the name and carries nothing else.
-            return Ok(());
-        }
-        self.set_attributes_at(entry, at)
     }
 
     fn finish(self) -> Result<Unpacked, UnpackError> {
@@ -719,18 +436,6 @@ struct At<'a> {
     name: &'a [u8],
     /// The canonical path in the layer.
     path: &'a [u8],
-}
-
-/// What a hard link leads to.
-enum LinkSource {
-    /// An object of this layer.
-    Here {
-        parent: OwnedFd,
-        name: Vec<u8>,
-        stat: Stat,
-    },
-    /// An object that a layer below shows, by its canonical components.
-    Below(Vec<Vec<u8>>),
 }
 
 /// The components of an archive's path: relative, without `.`; absolute paths count from the image's root.
@@ -773,98 +478,5 @@ fn make_directory(parent: BorrowedFd<'_>, name: &[u8]) -> Result<bool, Fault> {
         Ok(()) => Ok(true),
         Err(Errno::EXIST) => Ok(false),
         Err(error) => Err(error).during("making the directory"),
-    }
-}
-
-fn create_file(at: &At<'_>) -> Result<File, Fault> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(at.parent, at.name, flags, Mode::RUSR | Mode::WUSR)
-        .map(File::from)
-        .during("making the file")
-}
-
-/// Copies `count` bytes; the reader's own errors (a cut archive, a decompressor's) are told from the disk's.
-fn copy_exactly(data: &mut impl Read, file: &mut File, count: u64) -> Result<(), Fault> {
-    let mut buffer = vec![0_u8; usize::try_from(count.min(128 << 10)).unwrap_or(0)];
-    let mut left = count;
-    while left > 0 {
-        let want = usize::try_from(left)
-            .unwrap_or(usize::MAX)
-            .min(buffer.len());
-        let chunk = buffer.get_mut(..want).unwrap_or_default();
-        let read = match data.read(chunk) {
-            Ok(0) => {
-                return Err(Fault::Tar(TarError::Truncated {
-                    what: "a file".into(),
-                    offset: count - left,
-                }));
-            }
-            Ok(read) => read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(source) => {
-                return Err(Fault::Tar(TarError::Read {
-                    offset: count - left,
-                    source,
-                }));
-            }
-        };
-        file.write_all(chunk.get(..read).unwrap_or_default())
-            .during("writing its content")?;
-        left -= read as u64;
-    }
-    Ok(())
-}
-
-fn copy_attributes(stat: &Stat, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Fault> {
-    rustix::fs::fchown(
-        to,
-        Some(Uid::from_raw(stat.st_uid)),
-        Some(Gid::from_raw(stat.st_gid)),
-    )
-    .during("setting its owner")?;
-    rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))
-        .during("setting its mode")?;
-    for (name, value) in beneath::xattrs(from).during("reading extended attributes below")? {
-        beneath::set_xattr(to, &name, &value).during("setting an extended attribute")?;
-    }
-    Ok(())
-}
-
-fn set_owner_and_times(at: &At<'_>, uid: u32, gid: u32, times: &Timestamps) -> Result<(), Fault> {
-    rustix::fs::chownat(
-        at.parent,
-        at.name,
-        Some(Uid::from_raw(uid)),
-        Some(Gid::from_raw(gid)),
-        AtFlags::SYMLINK_NOFOLLOW,
-    )
-    .during("setting its owner")?;
-    rustix::fs::utimensat(at.parent, at.name, times, AtFlags::SYMLINK_NOFOLLOW)
-        .during("setting its time")
-}
-
-fn times_of(stat: &Stat) -> Timestamps {
-    #[expect(
-        clippy::cast_possible_wrap,
-        reason = "nanoseconds are below a thousand million"
-    )]
-    let nanos = stat.st_mtime_nsec as i64;
-    both(Timespec {
-        tv_sec: stat.st_mtime,
-        tv_nsec: nanos,
-    })
-}
-
-fn times(entry: &TarEntry) -> Timestamps {
-    both(Timespec {
-        tv_sec: entry.mtime.0,
-        tv_nsec: i64::from(entry.mtime.1),
-    })
-}
-
-fn both(time: Timespec) -> Timestamps {
-    Timestamps {
-        last_access: time,
-        last_modification: time,
     }
 }
