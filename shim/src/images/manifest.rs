@@ -135,7 +135,7 @@ pub struct Manifest {
 }
 
 fn content(what: &'static str, descriptor: &Descriptor) -> Result<Content, ManifestError> {
-    let digest = Digest::parse(&descriptor.digest().to_string())
+    let digest = Digest::parse(descriptor.digest().as_ref())
         .map_err(|source| ManifestError::Digest { what, source })?;
     Ok(Content {
         digest,

@@ -40,7 +40,7 @@ pub(super) fn images(source: &Source, platform: &Platform) -> Result<Vec<Found>,
     let tops = tops(&index, platform)?;
     let mut images: Vec<Found> = Vec::new();
     for descriptor in tops {
-        let digest = Digest::parse(&descriptor.digest().to_string()).map_err(|source| {
+        let digest = Digest::parse(descriptor.digest().as_ref()).map_err(|source| {
             ManifestError::Digest {
                 what: "image index",
                 source,

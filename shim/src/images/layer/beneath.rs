@@ -84,8 +84,11 @@ pub(super) fn set_xattr(fd: BorrowedFd<'_>, name: &[u8], value: &[u8]) -> Result
     rustix::fs::setxattr(fd_path(fd), name, value, XattrFlags::empty())
 }
 
+/// An extended attribute: name and value.
+pub(super) type Xattr = (Vec<u8>, Vec<u8>);
+
 /// All extended attributes of an open object that a layer may carry.
-pub(super) fn xattrs(fd: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+pub(super) fn xattrs(fd: BorrowedFd<'_>) -> Result<Vec<Xattr>, Errno> {
     // XATTR_LIST_MAX and XATTR_SIZE_MAX are both 64 KiB.
     let mut names = vec![0_u8; 64 << 10];
     let length = match rustix::fs::listxattr(fd_path(fd), &mut names) {

@@ -89,7 +89,7 @@ impl<'a> Fetcher<'a> {
             || "the manifest".to_owned(),
             |digest| format!("the manifest {digest}"),
         );
-        self.from_each(&what, async |endpoint: &Endpoint| {
+        self.asking_each(&what, async |endpoint: &Endpoint| {
             self.progress.event(Event::Resolving {
                 name,
                 from: &endpoint.host,
@@ -146,7 +146,7 @@ impl<'a> Fetcher<'a> {
             }
             .into());
         }
-        self.from_each(what, async |endpoint: &Endpoint| {
+        self.asking_each(what, async |endpoint: &Endpoint| {
             let mut bytes = Vec::new();
             self.stream(endpoint, what, content, async |chunk: &[u8]| {
                 bytes.extend_from_slice(chunk);
@@ -165,7 +165,7 @@ impl<'a> Fetcher<'a> {
             doing: "writing a layer into the image store",
             source,
         };
-        self.from_each(&what, async |endpoint: &Endpoint| {
+        self.asking_each(&what, async |endpoint: &Endpoint| {
             let file = tokio::fs::File::create(to).await.map_err(disk)?;
             let mut file = tokio::io::BufWriter::with_capacity(512 << 10, file);
             let (mut done, mut told) = (0_u64, 0_u64);
@@ -267,7 +267,7 @@ impl<'a> Fetcher<'a> {
     }
 
     /// Tries each host in turn, and each several times while its failures may pass.
-    async fn from_each<T, F>(&self, what: &str, fetch: F) -> Result<T, PullCause>
+    async fn asking_each<T, F>(&self, what: &str, fetch: F) -> Result<T, PullCause>
     where
         F: AsyncFn(&Endpoint) -> Result<T, PullCause>,
     {
