@@ -42,6 +42,7 @@ pub use progress::{Event, Progress, Silent};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{
     CredentialError, CredentialSource, Mirror, PullCause, PullError, PullOptions, PullPolicy,
+    REGISTRIES_PATH, RegistryConfigError,
 };
 pub use store::{Image, Lease, Store, StoreError};
 pub use user::{User, UserError, groups_of_uid, resolve_user};

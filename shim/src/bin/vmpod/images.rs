@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use vmpod_shim::images::{Event, Image, ImportOptions, Progress, Reference, Store};
+use vmpod_shim::images::{
+    self, Event, Image, ImportOptions, Progress, PullOptions, REGISTRIES_PATH, Reference, Store,
+};
 use vmpod_shim::manifest::plan::PullPolicy;
 use vmpod_shim::pod::clock;
 use vmpod_shim::pod::roots::Roots;
 
 use crate::cli::{ImageArguments, ImageCommand, ListArguments, Output, PullArguments};
-use crate::{lifecycle, table};
+use crate::{guest, lifecycle, table};
 
 /// Gets images for a pod.
 #[derive(Debug)]
@@ -45,10 +47,16 @@ fn pull_one(
     policy: PullPolicy,
     progress: &Shown,
 ) -> anyhow::Result<Image> {
-    let _ = (policy, progress);
-    store.resolve(reference)?.with_context(|| {
-        format!("{reference} is not in the store; `vmpod image import` takes it from an archive")
-    })
+    let options = PullOptions {
+        policy: match policy {
+            PullPolicy::Always => images::PullPolicy::Always,
+            PullPolicy::IfNotPresent => images::PullPolicy::IfNotPresent,
+            PullPolicy::Never => images::PullPolicy::Never,
+        },
+        ..PullOptions::configured(Path::new(REGISTRIES_PATH))?
+    };
+    let runtime = guest::runtime()?;
+    Ok(runtime.block_on(store.pull(reference, &options, progress))?)
 }
 
 /// `vmpod images`

@@ -2,9 +2,10 @@
 //!
 //! `pull` is the whole of it, from a name to an image in the store; `endpoint` decides which hosts are asked and how,
 //! `fetch` gets documents and layers with checks and retries, `fault` makes causes of failures readable,
-//! `credentials` reads Docker's configuration and runs its credential helpers.
+//! `config` reads the host's settings, `credentials` reads Docker's configuration and runs its credential helpers.
 //! Pushing is not done here.
 
+mod config;
 mod credentials;
 mod endpoint;
 mod fault;
@@ -14,6 +15,7 @@ mod pull;
 #[cfg(test)]
 mod registry_tests;
 
+pub use config::{REGISTRIES_PATH, RegistryConfigError};
 pub use credentials::{CredentialError, CredentialSource};
 pub use endpoint::Mirror;
 pub use fault::{PullCause, PullError};
