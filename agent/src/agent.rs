@@ -31,8 +31,12 @@ pub fn run_as_init() -> bool {
 /// own namespaces take the guest's place, so that this wants root and an `unshare` around it.
 pub fn run_in_directory(directory: &Path) -> bool {
     let prepared = prepare_directory(directory);
-    // SAFETY: prctl with integers only. Orphans come to this process, as they do to PID 1.
-    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+    // SAFETY: prctl with integers only, and a valid disposition. Orphans come to this process, as they do to PID 1, and
+    // a broken connection shall not end it, as it does not end PID 1.
+    unsafe {
+        libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+        libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+    }
     match (prepared, boot::listen_unix(directory)) {
         (Ok(config), Ok(listeners)) => run(listeners, config, || ()),
         (Err(error), _) => fail(&error),

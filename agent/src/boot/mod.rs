@@ -10,6 +10,7 @@ mod root;
 
 pub use kernel_log::report;
 pub use listen::{Listeners, ServiceSocket, listen_unix, listen_vsock};
+pub use root::loopback_up;
 
 use std::io;
 

@@ -99,7 +99,7 @@ fn detach_standard_streams() -> io::Result<()> {
 }
 
 /// Sets `lo` up; the kernel then gives it 127.0.0.1 and ::1 by itself.
-pub(super) fn loopback_up() -> io::Result<()> {
+pub fn loopback_up() -> io::Result<()> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
     let socket = socket(
         AddressFamily::Inet,

@@ -82,7 +82,9 @@ impl FirstProcess<'_> {
         new_session()?;
         identity::new_keyring();
         self.set_personality()?;
-        identity::set_oom_score(process)?;
+        if !plan.namespaces.new_user() {
+            identity::set_oom_score(process)?;
+        }
         let null = open_null()?;
 
         let root = RootBuilder::attach(&plan.root, self.mount_point)?;

@@ -191,8 +191,7 @@ impl<'a> RootBuilder<'a> {
             return Ok(());
         }
         for device in &self.plan.devices {
-            self.make_device(device)
-                .map_err(|StepError(text)| StepError(text))?;
+            self.make_device(device)?;
         }
         let dev = inside::open_or_make(&self.root, Path::new("/dev"), Kind::Directory)
             .at(|| "open /dev of the container")?;
@@ -329,9 +328,18 @@ impl<'a> RootBuilder<'a> {
         }
         let nothing: Option<&str> = None;
         let step = || "enter the root file system";
+        let old = nix::fcntl::open(
+            "/",
+            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
+        .at(step)?;
         fchdir(&self.root).at(step)?;
         // Both arguments the same: the old root is stacked on the new one and needs no directory. pivot_root(2).
         pivot_root(".", ".").at(step)?;
+        // From within the old root, "." is it and not what lies below. As slaves its mounts do not take the agent's own
+        // along when they go.
+        fchdir(&old).at(step)?;
         mount(
             nothing,
             ".",

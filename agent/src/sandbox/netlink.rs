@@ -67,7 +67,7 @@ impl Request {
     }
 
     fn pad(&mut self) {
-        while self.bytes.len() % 4 != 0 {
+        while !self.bytes.len().is_multiple_of(4) {
             self.bytes.push(0);
         }
     }
@@ -218,7 +218,7 @@ fn read_answer(message: &[u8]) -> Option<(usize, Result<(), String>)> {
         };
         if u16::from_ne_bytes(kind) == NLMSGERR_ATTR_MSG {
             let words = String::from_utf8_lossy(value);
-            text = format!("{} ({text})", words.trim_end_matches('\0'));
+            text = format!("{text} ({})", words.trim_end_matches('\0'));
         }
         attributes = attributes
             .get(length.next_multiple_of(4)..)

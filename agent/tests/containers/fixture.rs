@@ -21,7 +21,7 @@ use vmpod_agent_protocol::messages::{ExitStatus, Stdio};
 pub const SKIPPED: i32 = 77;
 
 const BUSYBOX: &str = "/bin/busybox";
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 pub type CaseFuture = Pin<Box<dyn Future<Output = ()>>>;
 
@@ -30,7 +30,8 @@ pub struct Fixture {
     pub engine: Engine,
     /// Scratch directory of the case, on a file system of its own.
     pub scratch: PathBuf,
-    hierarchy: PathBuf,
+    /// Parent of the containers' control groups.
+    pub groups: PathBuf,
 }
 
 fn hierarchy() -> Option<PathBuf> {
@@ -150,7 +151,7 @@ impl Fixture {
             let fixture = Fixture {
                 engine: engine.clone(),
                 scratch,
-                hierarchy: groups,
+                groups,
             };
             let outcome =
                 tokio::time::timeout(LIMIT, tokio::task::spawn_local(case(fixture))).await;
@@ -170,7 +171,7 @@ impl Fixture {
 
     /// Ends the case as skipped when control groups lack `controller`.
     pub fn need_controller(&self, controller: &str) {
-        let there = fs::read_to_string(self.hierarchy.join("cgroup.subtree_control"))
+        let there = fs::read_to_string(self.groups.join("cgroup.subtree_control"))
             .unwrap_or_default()
             .split_whitespace()
             .any(|name| name == controller);

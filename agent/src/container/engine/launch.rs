@@ -99,6 +99,14 @@ pub(super) async fn first(
         if plan.namespaces.new_user() {
             map_users(&child, &plan.namespaces.uid_mappings, "uid_map")?;
             map_users(&child, &plan.namespaces.gid_mappings, "gid_map")?;
+            if let Some(score) = plan.process.oom_score_adj {
+                // From within a user namespace the file belongs to somebody else.
+                fs::write(
+                    format!("/proc/{}/oom_score_adj", child.pid),
+                    score.to_string(),
+                )
+                .at(|| format!("set the out-of-memory score to {score}"))?;
+            }
             parent.go().await.at(|| "let the process go on")?;
         }
         loop {

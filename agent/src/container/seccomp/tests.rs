@@ -12,7 +12,7 @@ fn run(filter: &Filter, architecture: u32, number: u32, arguments: [u64; 6]) -> 
             DATA_ARCHITECTURE => architecture,
             _ => {
                 let index = ((offset - DATA_ARGUMENTS) / 8) as usize;
-                if (offset - DATA_ARGUMENTS) % 8 == 0 {
+                if (offset - DATA_ARGUMENTS).is_multiple_of(8) {
                     arguments[index] as u32
                 } else {
                     (arguments[index] >> 32) as u32
@@ -95,7 +95,8 @@ fn deny_list_with_errno_gives_that_errno() {
 #[test]
 fn argument_operators_compare_all_64_bits() {
     let value = 0x1_0000_0005_u64;
-    let cases: [(&str, fn(u64, u64) -> bool); 6] = [
+    type Comparison = fn(u64, u64) -> bool;
+    let cases: [(&str, Comparison); 6] = [
         ("SCMP_CMP_EQ", |a, b| a == b),
         ("SCMP_CMP_NE", |a, b| a != b),
         ("SCMP_CMP_GT", |a, b| a > b),

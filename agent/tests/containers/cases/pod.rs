@@ -1,0 +1,224 @@
+//! What the containers of a pod share.
+
+use std::fs;
+use std::process::Command;
+
+use nix::mount::{MsFlags, mount};
+use serde_json::json;
+use vmpod_agent::container::ContainerError;
+use vmpod_agent::sandbox::Sandbox;
+use vmpod_agent_protocol::messages::{
+    ConfigureSandboxRequest, MemoryVolume, Neighbour, NetworkInterface, Route,
+};
+
+use crate::fixture::{Fixture, skip};
+
+/// File systems of the case's own where the sandbox mounts and writes.
+fn private_places() {
+    for place in ["/run", "/dev/shm"] {
+        mount(
+            Some("case"),
+            place,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .unwrap();
+    }
+}
+
+pub async fn containers_share_processes_when_the_pod_says_so(fixture: Fixture) {
+    private_places();
+    let sandbox = Sandbox::new(fixture.engine.clone());
+    let request = ConfigureSandboxRequest {
+        hostname: "the-pod".into(),
+        share_process_namespace: true,
+        memory_volumes: vec![MemoryVolume {
+            guest_path: "/run/vmpod/memory/cache".into(),
+            size_bytes: 1 << 20,
+            mode: 0o1777,
+            gid: 5,
+            ..Default::default()
+        }],
+        shm_size_bytes: 8 << 20,
+        ..Default::default()
+    };
+    sandbox.configure(&request).unwrap();
+    assert!(matches!(
+        sandbox.configure(&request),
+        Err(ContainerError::FailedPrecondition(_))
+    ));
+    fixture
+        .launch("one", &fixture.spec("one", "exec sleep 12345"))
+        .await;
+    let mut spec = fixture.spec(
+        "two",
+        "cat /proc/1/comm; ps | grep -c '[s]leep 12345'; hostname; (sleep 0.1 &) ; grep -c 'size=1024k' /proc/mounts; \
+         stat -c %a:%g /cache; echo shared > /dev/shm/word; echo $$",
+    );
+    // Pod's UTS and IPC namespaces: none of their own.
+    spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "pid"}]);
+    let mounts = spec["mounts"].as_array_mut().unwrap();
+    mounts.retain(|mount| mount["type"] != "cgroup");
+    mounts.push(
+        json!({"destination": "/cache", "type": "bind", "source": "/run/vmpod/memory/cache",
+                       "options": ["rbind", "rprivate"]}),
+    );
+    mounts.push(json!({"destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": ["rbind"]}));
+    let (status, output) = fixture.complete("two", &spec).await;
+    assert_eq!(status.code, 0, "{output}");
+    assert!(
+        output.starts_with("pause\n1\nthe-pod\n1\n1777:5\n"),
+        "{output}"
+    );
+    assert!(
+        !output.ends_with("\n1\n"),
+        "not the first of its namespace: {output}"
+    );
+    assert_eq!(fs::read_to_string("/dev/shm/word").unwrap(), "shared\n");
+    sandbox.unmount();
+    assert!(
+        !fs::read_to_string("/proc/self/mounts")
+            .unwrap()
+            .contains("/run/vmpod/memory/cache")
+    );
+}
+
+fn ip(arguments: &[&str]) -> Option<String> {
+    let output = Command::new("ip").args(arguments).output().ok()?;
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+pub async fn network_is_configured_as_asked(fixture: Fixture) {
+    // Two links whose names must be exchanged. `ip` is waited for without a pause in which the reaper could run.
+    let made = mount(
+        Some("sys"),
+        "/sys",
+        Some("sysfs"),
+        MsFlags::empty(),
+        None::<&str>,
+    )
+    .is_ok()
+        && ip(&[
+            "link",
+            "add",
+            "eth1",
+            "address",
+            "02:00:00:00:00:01",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "address",
+            "02:00:00:00:00:02",
+        ])
+        .is_some();
+    if !made {
+        skip("needs the ip command and veth interfaces");
+    }
+    private_places();
+    let interface = |mac: &str, name: &str, mtu, addresses: &[&str]| NetworkInterface {
+        mac: mac.into(),
+        name: name.into(),
+        mtu,
+        addresses: addresses.iter().map(|&text| text.into()).collect(),
+        ..Default::default()
+    };
+    let route = |destination: &str, gateway: &str, device: &str| Route {
+        destination: destination.into(),
+        gateway: gateway.into(),
+        device: device.into(),
+        ..Default::default()
+    };
+    let mut onlink = route("", "169.254.1.1", "eth0");
+    onlink.onlink = true;
+    onlink.source = "10.88.0.2".into();
+    let mut metric = route("10.99.0.0/16", "10.88.0.1", "eth0");
+    metric.metric = 77;
+    let request = ConfigureSandboxRequest {
+        interfaces: vec![
+            interface(
+                "02:00:00:00:00:01",
+                "eth0",
+                1400,
+                &["10.88.0.2/16", "fd00::2/64"],
+            ),
+            interface("02:00:00:00:00:02", "eth1", 0, &[]),
+        ],
+        routes: vec![
+            onlink,
+            metric,
+            route("192.168.7.9/24", "", "eth1"),
+            route("", "fd00::1", "eth0"),
+        ],
+        neighbours: vec![Neighbour {
+            address: "169.254.1.1".into(),
+            mac: "ee:ee:ee:ee:ee:ee".into(),
+            device: "eth0".into(),
+            ..Default::default()
+        }],
+        sysctls: [("net.ipv4.conf.eth0.forwarding".to_owned(), "1".to_owned())].into(),
+        ..Default::default()
+    };
+    Sandbox::new(fixture.engine.clone())
+        .configure(&request)
+        .unwrap();
+    let link = fs::read_to_string("/sys/class/net/eth0/address").unwrap();
+    assert_eq!(link.trim(), "02:00:00:00:00:01");
+    assert_eq!(
+        fs::read_to_string("/sys/class/net/eth0/mtu")
+            .unwrap()
+            .trim(),
+        "1400"
+    );
+    assert_eq!(
+        fs::read_to_string("/proc/sys/net/ipv4/conf/eth0/forwarding")
+            .unwrap()
+            .trim(),
+        "1"
+    );
+    let show = |arguments: &[&str]| ip(arguments).unwrap();
+    let addresses = show(&["addr", "show", "dev", "eth0"]);
+    assert!(
+        addresses.contains("inet 10.88.0.2/16 brd 10.88.255.255"),
+        "{addresses}"
+    );
+    assert!(addresses.contains("inet6 fd00::2/64"), "{addresses}");
+    let routes = show(&["route"]);
+    assert!(
+        routes.contains("default via 169.254.1.1 dev eth0 src 10.88.0.2 onlink"),
+        "{routes}"
+    );
+    assert!(
+        routes.contains("10.99.0.0/16 via 10.88.0.1 dev eth0 metric 77"),
+        "{routes}"
+    );
+    assert!(
+        routes.contains("192.168.7.0/24 dev eth1 scope link"),
+        "{routes}"
+    );
+    assert!(show(&["-6", "route"]).contains("default via fd00::1 dev eth0"));
+    let neighbours = show(&["neigh"]);
+    assert!(
+        neighbours.contains("169.254.1.1 dev eth0 lladdr ee:ee:ee:ee:ee:ee PERMANENT"),
+        "{neighbours}"
+    );
+    let bad = ConfigureSandboxRequest {
+        interfaces: vec![interface("02:00:00:00:00:01", "eth0", 0, &[])],
+        routes: vec![route("10.1.0.0/16", "172.16.0.1", "eth0")],
+        ..Default::default()
+    };
+    let error = Sandbox::new(fixture.engine.clone())
+        .configure(&bad)
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("add route to 10.1.0.0/16 by 172.16.0.1: Network is unreachable"),
+        "{error}"
+    );
+}
