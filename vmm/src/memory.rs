@@ -16,6 +16,10 @@ use crate::virtio::GuestMemory;
 /// Pages looked at with one mincore(2).
 const RESIDENCY_PAGES: usize = 4096;
 const PAGE: usize = 4096;
+/// Bytes of RAM for each byte of Linux's page descriptors (`struct page`).
+const PAGE_DESCRIPTOR_RATIO: u64 = 64;
+/// What the kernel allocates early beside them: per-CPU areas and hash tables.
+const EARLY_BYTES: u64 = 4 << 20;
 
 /// Guest RAM could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +102,49 @@ fn advise(
     Err(MemoryError::Advice { what, source })
 }
 
+/// Lets the host use huge pages where the kernel puts what it allocates first: below `top`, the end of the RAM that is not
+/// taken by the initramfs, it lays out its page descriptors (64 bytes for each page of RAM) and its first tables, and
+/// touches all of it. One fault for 2 MiB then replaces 512, and no memory is resident that would not be anyway.
+///
+/// # Errors
+/// madvise(2) failed.
+pub fn expect_early_allocations(
+    memory: &GuestMemoryMmap<()>,
+    top: GuestAddress,
+) -> Result<(), MemoryError> {
+    let total: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
+    let Some(region) = memory.find_region(top).or_else(|| memory.iter().last()) else {
+        return Ok(());
+    };
+    let start = region.start_addr().raw_value();
+    let end = top
+        .raw_value()
+        .saturating_sub(start)
+        .min(region.len())
+        .next_multiple_of(PAGE as u64);
+    let length = (total / PAGE_DESCRIPTOR_RATIO + EARLY_BYTES).min(end);
+    let offset = (end - length) & !(PAGE as u64 - 1);
+    let (Ok(offset), Ok(length)) = (usize::try_from(offset), usize::try_from(end - offset)) else {
+        return Ok(());
+    };
+    // SAFETY: `offset + length` is at most the region's length by the lines above, and the advice changes no contents.
+    let result = unsafe {
+        libc::madvise(
+            region.as_ptr().add(offset).cast(),
+            length,
+            libc::MADV_HUGEPAGE,
+        )
+    };
+    let source = io::Error::last_os_error();
+    if result == 0 || source.raw_os_error() == Some(libc::EINVAL) {
+        return Ok(());
+    }
+    Err(MemoryError::Advice {
+        what: "madvise(MADV_HUGEPAGE)",
+        source,
+    })
+}
+
 /// Host address of the first byte of a region.
 ///
 /// # Errors
@@ -164,6 +211,15 @@ mod tests {
             ]
         );
         assert!(ranges(u64::MAX / 2).is_err());
+    }
+
+    #[test]
+    fn memory_for_early_allocations_is_advised_within_its_region() {
+        for (mib, top) in [(32, 31 << 20), (256, 256 << 20), (6144, 7 << 30), (64, 0)] {
+            let memory = allocate(mib).unwrap();
+            expect_early_allocations(&memory, GuestAddress(top)).unwrap();
+            assert_eq!(resident_bytes(&memory).unwrap(), 0);
+        }
     }
 
     #[test]

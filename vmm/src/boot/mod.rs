@@ -18,6 +18,7 @@ pub use self::cmdline::CmdlineTooLong;
 pub use self::kernel_image::ImageError;
 use self::kernel_image::LoadedInitramfs;
 use crate::layout;
+use crate::memory::{self, MemoryError};
 
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
@@ -40,6 +41,9 @@ pub enum BootError {
     /// Command line.
     #[error(transparent)]
     Cmdline(#[from] CmdlineTooLong),
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// A structure does not fit into guest memory.
     #[error("write {what} into guest memory")]
     Write {
@@ -68,6 +72,15 @@ pub fn prepare(
         .as_deref()
         .map(|path| kernel_image::load_initramfs(memory, path, loaded.end))
         .transpose()?;
+    // With RAM above 4 GiB the kernel allocates there first, where no initramfs is.
+    let top = match initramfs {
+        Some(loaded) if memory.num_regions() == 1 => GuestAddress(loaded.address),
+        _ => memory
+            .last_addr()
+            .checked_add(1)
+            .unwrap_or(memory.last_addr()),
+    };
+    memory::expect_early_allocations(memory, top)?;
     let mut line = cmdline::compose(devices, &kernel.extra_cmdline)?.into_bytes();
     line.push(0);
     memory
