@@ -15,6 +15,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -93,8 +94,8 @@ fn build_with(debug: bool, kernel: Option<PathBuf>) -> Result<Bundle> {
         None => build_kernel(&root)?,
     };
 
-    // A target directory of its own: other flags in the same one would rebuild each other's work.
-    let agent_target = target.join("static");
+    // With the target named, its flags reach the agent alone and its output has a folder of its own;
+    // build scripts and macros are shared with the other builds.
     let mut step = Step::begin(format!("building the guest's agent ({profile})"));
     let mut command = cargo(debug);
     command.args([
@@ -105,13 +106,13 @@ fn build_with(debug: bool, kernel: Option<PathBuf>) -> Result<Bundle> {
         "--target",
         TARGET,
     ]);
-    command.arg("--target-dir").arg(&agent_target);
+    command.arg("--target-dir").arg(&target);
     command
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
     process::compile(&mut command, &mut step)?;
     step.done();
-    let agent = agent_target.join(TARGET).join(profile).join("vmpod-agent");
+    let agent_output = target.join(TARGET).join(profile);
 
     let mut step = Step::begin(format!("building vmpod and vmpod-vmm ({profile})"));
     let mut command = cargo(debug);
@@ -134,27 +135,37 @@ fn build_with(debug: bool, kernel: Option<PathBuf>) -> Result<Bundle> {
         let path = dir.join(part);
         fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
     }
-    let archive = agent_target.join(format!("initramfs-{profile}.cpio"));
-    initramfs::write(&agent, &archive).context("writing the guest's initramfs")?;
+    let archive = agent_output.join("initramfs.cpio");
+    initramfs::write(&agent_output.join("vmpod-agent"), &archive)
+        .context("writing the guest's initramfs")?;
     let parts = [
         (target.join(profile).join("vmpod"), "bin/vmpod"),
         (target.join(profile).join("vmpod-vmm"), "bin/vmpod-vmm"),
         (kernel, "lib/vmpod/vmlinux"),
         (archive, "lib/vmpod/initramfs.cpio"),
     ];
-    let mut hash = Sha256::new();
-    for (source, place) in parts {
-        let content = fs::read(&source).with_context(|| format!("reading {}", source.display()))?;
-        hash.update(Sha256::digest(&content));
-        put(&source, &content, &dir.join(place))?;
+    for (source, place) in &parts {
+        put(source, &dir.join(place))?;
     }
-    let stamp: String = hash
-        .finalize()
+    let bundle = Bundle { dir };
+    // By time and not by what was just copied: a run that was cut off here leaves it to the next.
+    let stamped = modified(&bundle.dir.join("stamp"));
+    if parts
         .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    workspace::write_atomically(&dir.join("stamp"), stamp.as_bytes())?;
-    Ok(Bundle { dir })
+        .any(|(_, place)| modified(&bundle.dir.join(place)) >= stamped)
+    {
+        let mut hash = Sha256::new();
+        for (_, place) in &parts {
+            hash.update(Sha256::digest(read(&bundle.dir.join(place))?));
+        }
+        let stamp: String = hash
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        workspace::write_atomically(&bundle.dir.join("stamp"), stamp.as_bytes())?;
+    }
+    Ok(bundle)
 }
 
 fn cargo(debug: bool) -> Command {
@@ -183,8 +194,21 @@ fn build_kernel(root: &Path) -> Result<PathBuf> {
     Ok(kernel)
 }
 
-/// Puts `content` at `place` unless it is there; never in place, as the old file may be running.
-fn put(source: &Path, content: &[u8], place: &Path) -> Result<()> {
+/// When the file was last written; `None`, which sorts before every time, when there is none.
+fn modified(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path)
+        .and_then(|metadata| metadata.modified())
+        .ok()
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// Copies `source` to `place` unless the same content is there. Never in place, as the old file may
+/// be running.
+fn put(source: &Path, place: &Path) -> Result<()> {
+    let content = read(source)?;
     if fs::read(place).is_ok_and(|old| old == content) {
         return Ok(());
     }
@@ -205,12 +229,13 @@ mod tests {
         let (source, place) = (dir.path().join("a"), dir.path().join("b"));
         fs::write(&source, "one").unwrap();
         fs::set_permissions(&source, fs::Permissions::from_mode(0o755)).unwrap();
-        put(&source, b"one", &place).unwrap();
+        put(&source, &place).unwrap();
         let first = fs::metadata(&place).unwrap();
         assert_eq!(first.permissions().mode() & 0o777, 0o755);
-        put(&source, b"one", &place).unwrap();
+        put(&source, &place).unwrap();
         assert_eq!(fs::metadata(&place).unwrap().ino(), first.ino());
-        put(&source, b"two", &place).unwrap();
+        fs::write(&source, "two").unwrap();
+        put(&source, &place).unwrap();
         assert_ne!(fs::metadata(&place).unwrap().ino(), first.ino());
     }
 }
