@@ -23,11 +23,12 @@ pub struct SourceFile {
 
 impl SourceFile {
     /// Whether the file holds nothing but tests: `tests.rs`, `..._tests.rs`, or anything in a folder
-    /// `tests` of a crate. (The crate `tests` itself is a framework, whose own tests lie in `tests/tests`.)
+    /// `tests` of a crate, or the end-to-end cases. (The rest of the crate `tests` is a framework.)
     fn is_tests(&self) -> bool {
         let stem = self.path.file_stem().map(|stem| stem.to_string_lossy());
         stem.is_some_and(|stem| stem == "tests" || stem.ends_with("_tests"))
             || self.path.iter().skip(1).any(|part| part == "tests")
+            || self.path.starts_with("tests/cases")
     }
 }
 
