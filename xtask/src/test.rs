@@ -3,27 +3,23 @@
 //! pods. Every stage runs even when an earlier one failed, so that one run tells everything; the
 //! closing line counts, and the exit status is 0 only when nothing failed.
 
+mod programs;
 mod tally;
 
-use std::io::{BufReader, IsTerminal};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use serde::Deserialize;
 
 use self::tally::Tally;
 use crate::bundle;
 use crate::host::Host;
 use crate::packages::{self, wanted};
-use crate::process::{self, Invocation};
+use crate::process;
 use crate::progress::{Step, seconds};
 use crate::tidy;
 use crate::workspace;
-
-/// The package that holds the end-to-end tests.
-const END_TO_END: &str = "vmpod-tests";
 
 #[derive(Debug, Args)]
 pub struct TestArgs {
@@ -79,7 +75,14 @@ pub fn run(args: &TestArgs) -> Result<u8> {
         report.stage("unit tests", |tally| unit_tests(filter, tally));
     }
     if !args.unit {
+        // Those that the unit tests left out are run now; should that fail to begin, they count as
+        // skipped after all.
+        let left_out = report.tests.take_skipped();
+        let before = report.tests.seen();
         report.stage("end-to-end tests", |tally| end_to_end_tests(filter, tally));
+        if report.tests.seen() == before {
+            report.tests.put_back(left_out);
+        }
     }
     let took = seconds(begun.elapsed());
     for reason in report.tests.skipped_reasons() {
@@ -124,154 +127,90 @@ fn lints() -> Result<()> {
     Ok(())
 }
 
+/// Runs every test program here, without the tests that need a host for pods, and the examples in
+/// the documentation.
 fn unit_tests(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
-    let mut everything = workspace::cargo();
-    everything.args([
-        "test",
-        "--workspace",
-        "--exclude",
-        END_TO_END,
-        "--no-fail-fast",
-    ]);
-    let mut framework = workspace::cargo();
-    framework.args(["test", "--package", END_TO_END, "--lib"]);
-    for command in [&mut everything, &mut framework] {
-        command
-            .arg("--locked")
-            .arg("--target-dir")
-            .arg(workspace::target_dir());
-        if let Some(filter) = filter {
-            command.args(["--", filter]);
-        }
-        let before = tally.failed();
-        let status = run_tests(command, tally)?;
-        if status != 0 && tally.failed() == before {
-            bail!("the tests did not build or run (exit status {status}); see above");
-        }
+    let mut broken = Vec::new();
+    for program in programs::build()? {
+        eprintln!("-- {}", program.title());
+        let mut arguments = vec![program.executable.clone()];
+        arguments.extend(filter.map(str::to_owned));
+        let invocation = program.invocation(arguments, Vec::new());
+        let status = counted(tally, |lines| invocation.run_here(Some(lines)))?;
+        broken.extend(status.map(|status| format!("{} ({status})", program.title())));
     }
-    Ok(())
-}
-
-/// Runs a cargo command, showing its lines as they come and counting what they report.
-fn run_tests(command: &mut Command, tally: &mut Tally) -> Result<u8> {
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("starting cargo")?;
-    process::each_line(&mut child, &mut |line| {
-        println!("{line}");
-        tally.line(line);
-    });
-    Ok(process::code(child.wait().context("waiting for cargo")?))
-}
-
-/// One line of `cargo test --message-format=json`.
-#[derive(Debug, Deserialize)]
-struct Message {
-    executable: Option<String>,
-    target: Option<Target>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Target {
-    name: String,
-    kind: Vec<String>,
-}
-
-/// The built end-to-end test programs: name and path.
-fn build_end_to_end_tests() -> Result<Vec<(String, String)>> {
-    let step = Step::begin("building the end-to-end tests");
+    eprintln!("-- examples in the documentation");
     let mut command = workspace::cargo();
-    command.args([
-        "test",
-        "--package",
-        END_TO_END,
-        "--tests",
-        "--no-run",
-        "--locked",
-    ]);
-    command.arg("--message-format=json-render-diagnostics");
-    if !std::io::stderr().is_terminal() {
-        command.arg("--quiet");
-    }
+    command.args(["test", "--workspace", "--doc", "--locked", "--quiet"]);
     command.arg("--target-dir").arg(workspace::target_dir());
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("starting cargo")?;
-    let output = child.stdout.take().context("cargo's output was piped")?;
-    let programs = test_programs(BufReader::new(output))?;
-    let status = child.wait().context("waiting for cargo")?;
-    if !status.success() {
-        bail!("the end-to-end tests do not build ({status}); see above");
+    if let Some(filter) = filter {
+        command.args(["--", filter]);
     }
-    step.done();
-    Ok(programs)
+    let status = counted(tally, |lines| run_lines(&mut command, lines))?;
+    broken.extend(status.map(|status| format!("documentation ({status})")));
+    no_result_is_an_error(&broken)
 }
 
-fn test_programs(messages: impl std::io::BufRead) -> Result<Vec<(String, String)>> {
-    let mut programs = Vec::new();
-    for line in messages.lines() {
-        let line = line.context("reading cargo's messages")?;
-        let Ok(message) = serde_json::from_str::<Message>(&line) else {
-            continue;
-        };
-        if let (Some(path), Some(target)) = (message.executable, message.target)
-            && target.kind.iter().any(|kind| kind == "test")
-        {
-            programs.push((target.name, path));
-        }
-    }
-    programs.sort();
-    Ok(programs)
-}
-
+/// Runs the tests that need a host for pods on one, in every test program that has any.
 fn end_to_end_tests(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
-    let programs = build_end_to_end_tests()?;
-    if programs.is_empty() {
-        bail!("package {END_TO_END} has no end-to-end tests");
-    }
+    let programs = programs::build()?;
     let bundle = bundle::build(false)?;
     let host = Host::ready()?;
     let place = host.place_bundle(&bundle)?;
     let mut broken = Vec::new();
-    for (name, path) in programs {
-        eprintln!("-- {name}");
-        let mut arguments = vec![path];
-        arguments.extend(["--include-ignored", "--test-threads=1"].map(str::to_owned));
-        arguments.extend(filter.map(str::to_owned));
-        let invocation = Invocation {
-            arguments,
-            directory: workspace::root().join("tests"),
-            environment: vec![
-                (
-                    "VMPOD_BIN".to_owned(),
-                    place.join("bin/vmpod").to_string_lossy().into_owned(),
-                ),
-                (
-                    "VMPOD_ROOT".to_owned(),
-                    workspace::root().to_string_lossy().into_owned(),
-                ),
-            ],
-            terminal: false,
-        };
-        let before = tally.failed();
-        let status = host.run(
-            &invocation,
-            Some(&mut |line| {
-                println!("{line}");
-                tally.line(line);
-            }),
-        )?;
-        if status != 0 && tally.failed() == before {
-            broken.push(format!("{name} (exit status {status})"));
+    for program in &programs {
+        if !program.has_ignored_tests(filter)? {
+            continue;
         }
+        eprintln!("-- {}", program.title());
+        let mut arguments = vec![program.executable.clone()];
+        arguments.extend(["--ignored", "--test-threads=1"].map(str::to_owned));
+        arguments.extend(filter.map(str::to_owned));
+        let environment = vec![
+            (
+                "VMPOD_BIN".to_owned(),
+                place.join("bin/vmpod").to_string_lossy().into_owned(),
+            ),
+            (
+                "VMPOD_ROOT".to_owned(),
+                workspace::root().to_string_lossy().into_owned(),
+            ),
+        ];
+        let invocation = program.invocation(arguments, environment);
+        let status = counted(tally, |lines| host.run(&invocation, Some(lines)))?;
+        broken.extend(status.map(|status| format!("{} ({status})", program.title())));
     }
+    no_result_is_an_error(&broken)
+}
+
+/// Shows and counts the lines of one test program. Returns its exit status when that says failure
+/// and no test was counted as failed: the program itself broke.
+fn counted(
+    tally: &mut Tally,
+    run: impl FnOnce(&mut dyn FnMut(&str)) -> Result<u8>,
+) -> Result<Option<u8>> {
+    let before = tally.failed();
+    let status = run(&mut |line| {
+        println!("{line}");
+        tally.line(line);
+    })?;
+    Ok((status != 0 && tally.failed() == before).then_some(status))
+}
+
+fn run_lines(command: &mut Command, lines: &mut dyn FnMut(&str)) -> Result<u8> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting cargo")?;
+    process::each_line(&mut child, lines);
+    Ok(process::code(child.wait().context("waiting for cargo")?))
+}
+
+fn no_result_is_an_error(broken: &[String]) -> Result<()> {
     if !broken.is_empty() {
         bail!(
-            "test programs that did not come to a result: {}",
+            "test programs that ended without a result (exit status): {}",
             broken.join(", ")
         );
     }
@@ -283,17 +222,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn test_programs_with_library_and_test_names_the_test_only() {
-        let messages = concat!(
-            r#"{"reason":"compiler-artifact","target":{"name":"lib","kind":["lib"]},"executable":"/l"}"#,
-            "\n",
-            r#"{"reason":"compiler-artifact","target":{"name":"run","kind":["test"]},"executable":"/t"}"#,
-            "\n",
-            r#"{"reason":"build-finished","success":true}"#,
-            "\n",
-        );
-        let programs = test_programs(messages.as_bytes()).unwrap();
-        assert_eq!(programs, [("run".to_owned(), "/t".to_owned())]);
+    fn counted_with_program_that_breaks_gives_its_status() {
+        let mut tally = Tally::default();
+        assert_eq!(counted(&mut tally, |_| Ok(101)).unwrap(), Some(101));
+        let failing = counted(&mut tally, |lines| {
+            lines("test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured");
+            Ok(101)
+        });
+        assert_eq!(failing.unwrap(), None);
     }
 
     #[test]

@@ -54,10 +54,36 @@ impl Tally {
         &self.failures
     }
 
+    /// Tests that came to a result.
+    pub fn seen(&self) -> u64 {
+        self.passed + self.failed
+    }
+
+    /// Forgets the tests that were left out, because another stage runs them.
+    pub fn take_skipped(&mut self) -> LeftOut {
+        LeftOut {
+            skipped: std::mem::take(&mut self.skipped),
+            reasons: std::mem::take(&mut self.reasons),
+        }
+    }
+
+    /// Counts them again.
+    pub fn put_back(&mut self, left_out: LeftOut) {
+        self.skipped += left_out.skipped;
+        self.reasons.extend(left_out.reasons);
+    }
+
     /// Tests that were not run, each with its reason.
     pub fn skipped_reasons(&self) -> &[String] {
         &self.reasons
     }
+}
+
+/// Tests that were left out, taken from one tally to be put back into it.
+#[derive(Debug)]
+pub struct LeftOut {
+    skipped: u64,
+    reasons: Vec<String>,
 }
 
 impl fmt::Display for Tally {
@@ -99,5 +125,10 @@ mod tests {
         assert_eq!(tally.to_string(), "13 passed, 1 failed, 1 skipped");
         assert_eq!(tally.failures(), ["bad"]);
         assert_eq!(tally.skipped_reasons(), ["needs_x: needs a node"]);
+        let left_out = tally.take_skipped();
+        assert_eq!(tally.to_string(), "13 passed, 1 failed, 0 skipped");
+        tally.put_back(left_out);
+        assert_eq!(tally.skipped_reasons().len(), 1);
+        assert_eq!(tally.seen(), 14);
     }
 }
