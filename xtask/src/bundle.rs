@@ -110,6 +110,15 @@ fn build_with(debug: bool, kernel: Option<PathBuf>) -> Result<Bundle> {
     command
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    if !debug {
+        // The agent is the initramfs: every byte is copied and unpacked at each cold boot.
+        command.envs([
+            ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "s"),
+            ("CARGO_PROFILE_RELEASE_LTO", "fat"),
+            ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1"),
+            ("CARGO_PROFILE_RELEASE_STRIP", "symbols"),
+        ]);
+    }
     process::compile(&mut command, &mut step)?;
     step.done();
     let agent_output = target.join(TARGET).join(profile);
