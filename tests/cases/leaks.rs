@@ -123,7 +123,7 @@ fn killed_foreground_command_leaves_the_pod_to_its_supervisor() {
     let pod = Pod::new(SLEEPER);
     let mut child = vmpod(["run"]).arg(pod.manifest()).spawn();
     eventually("a running pod", || {
-        let outcome = vmpod(["inspect", "--output", "json", &pod.name]).run();
+        let outcome = vmpod(["inspect", &pod.name]).run();
         outcome.out.contains("\"Running\"").then_some(())
     });
     child.kill().expect("kill");

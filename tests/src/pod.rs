@@ -105,7 +105,7 @@ impl Pod {
     /// When it says no JSON.
     #[must_use]
     pub fn inspect(&self) -> Value {
-        let text = vmpod(["inspect", "--output", "json", &self.name]).ok();
+        let text = vmpod(["inspect", &self.name]).ok();
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
     }
 
