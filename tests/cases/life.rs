@@ -186,7 +186,7 @@ fn memory_hog_is_reported_as_oom_killed() {
   containers:
   - name: hog
     image: busybox
-    command: [sh, -c, 'dd if=/dev/zero of=/dev/null bs=200M count=1']
+    command: [dd, if=/dev/zero, of=/dev/shm/hog, bs=1M, count=60]
     resources: {limits: {memory: 32Mi}}",
     );
     let outcome = vmpod(["run"]).arg(pod.manifest()).run();
