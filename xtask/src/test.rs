@@ -166,16 +166,8 @@ fn end_to_end_tests(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
         let mut arguments = vec![program.executable.clone()];
         arguments.extend(["--ignored", "--test-threads=1"].map(str::to_owned));
         arguments.extend(filter.map(str::to_owned));
-        let environment = vec![
-            (
-                "VMPOD_BIN".to_owned(),
-                place.join("bin/vmpod").to_string_lossy().into_owned(),
-            ),
-            (
-                "VMPOD_ROOT".to_owned(),
-                workspace::root().to_string_lossy().into_owned(),
-            ),
-        ];
+        let binary = place.join("bin/vmpod").to_string_lossy().into_owned();
+        let environment = vec![("VMPOD_BIN".to_owned(), binary)];
         let invocation = program.invocation(arguments, environment);
         let status = counted(tally, |lines| host.run(&invocation, Some(lines)))?;
         broken.extend(status.map(|status| format!("{} ({status})", program.title())));
