@@ -10,7 +10,7 @@ use super::is_gone;
 use crate::byte_stream::ByteStream;
 
 /// Bytes copied at a time.
-const CHUNK: usize = 64 * 1024;
+const CHUNK: usize = 32 * 1024;
 
 /// How often a connection whose host only stopped sending is asked whether it is gone by now.
 const GONE_CHECK: Duration = Duration::from_millis(500);
@@ -136,7 +136,7 @@ impl Output {
             return;
         };
         let mut buffer = vec![0; CHUNK];
-        // One pipe's worth: enough for any tail, and bounded.
+        // Enough for any tail, and bounded.
         if source.pending.len() < CHUNK
             && let Ok(length) = source.stream.read_now(&mut buffer)
         {
