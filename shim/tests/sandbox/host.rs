@@ -64,9 +64,12 @@ impl Host {
             .arg(format!("--net=/proc/{}/ns/net", self.anchor.id()))
             .args(["timeout", "-k", "1", LIMIT])
             .arg(program)
+            // On the command line, so that processes of this host are told from those of others.
+            .arg("--root")
+            .arg(self.path("run"))
+            .arg("--state")
+            .arg(self.path("state"))
             .args(arguments)
-            .env("VMPOD_RUN", self.path("run"))
-            .env("VMPOD_STATE", self.path("state"))
             .env("VMPOD_LIB", self.path("lib"))
             .env("VMPOD_VMM", fake)
             .env("FAKE_MACHINE", mode)
@@ -146,7 +149,8 @@ impl Host {
             assert_eq!(links.lines().count(), 1, "{links}");
             assert_eq!(self.rules(), "");
             let leases: Vec<_> = std::fs::read_dir(self.path("run/network/leases"))
-                .unwrap()
+                .into_iter()
+                .flatten()
                 .collect();
             assert!(leases.is_empty(), "{leases:?}");
         }
@@ -202,6 +206,9 @@ fn write_image(path: &Path) {
         let mut header = tar::Header::new_gnu();
         header.set_size(content.len() as u64);
         header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
         builder.append_data(&mut header, name, content).unwrap();
     };
     let mut layer = tar::Builder::new(Vec::new());

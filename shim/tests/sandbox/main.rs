@@ -95,7 +95,9 @@ fn pod_that_runs_is_listed_refuses_its_name_and_stops() {
     let host = Host::new();
     let started = host.vmpod("linger", &["run", "-d", "-f", "-"], POD);
     assert_eq!(started.code, 0, "{started:?}");
-    assert!(host.vmpod("", &["ps"], "").out.contains("1/1"));
+    host::eventually("a running container", || {
+        host.vmpod("", &["ps"], "").out.contains("1/1")
+    });
     let second = host.vmpod("linger", &["run", "-d", "-f", "-"], POD);
     assert_eq!(second.code, 125);
     assert!(second.err.contains("already running"), "{second:?}");
