@@ -165,10 +165,16 @@ impl PodPaths {
         self.run.join("journal")
     }
 
+    /// What the VMM itself may write to: its own root holds nothing else of the pod's directory.
+    #[must_use]
+    pub fn machine(&self) -> PathBuf {
+        self.run.join("machine")
+    }
+
     /// The guest's serial console.
     #[must_use]
     pub fn console(&self) -> PathBuf {
-        self.run.join("console.log")
+        self.machine().join("console.log")
     }
 
     /// What the VMM says on its standard error.
@@ -186,13 +192,13 @@ impl PodPaths {
     /// The socket that surfaces the guest's vsock.
     #[must_use]
     pub fn vsock(&self) -> PathBuf {
-        self.run.join("vsock.sock")
+        self.machine().join("vsock.sock")
     }
 
     /// The socket that a guest reaches as host port `port`.
     #[must_use]
     pub fn vsock_listener(&self, port: u32) -> PathBuf {
-        self.run.join(format!("vsock.sock_{port}"))
+        self.machine().join(format!("vsock.sock_{port}"))
     }
 
     /// Empty directory that becomes the root of the VMM's own mount namespace.

@@ -264,6 +264,14 @@ impl PodStatus {
         self.exit_code = Some(self.result().max(1));
     }
 
+    /// Makes a pod that has ended a failed one because it took too much.
+    pub fn evict(&mut self, message: &str) {
+        self.phase = Phase::Failed;
+        self.reason = "Evicted".to_owned();
+        self.message = message.to_owned();
+        self.exit_code = Some(self.result().max(1));
+    }
+
     /// 0 for success, else the code of the first container that failed, else 1.
     fn result(&self) -> u8 {
         if self.phase == Phase::Succeeded {
@@ -410,6 +418,19 @@ pub(crate) mod tests {
             ..Default::default()
         });
         assert_eq!(status, before);
+    }
+
+    #[test]
+    fn pod_that_is_evicted_has_failed_even_if_its_containers_did_not() {
+        let mut status = running();
+        status.update(&messages::PodStatus {
+            phase: messages::PodPhase::SUCCEEDED.into(),
+            containers: vec![told("a", 0), told("b", 0)],
+            ..Default::default()
+        });
+        status.evict("too much");
+        assert_eq!((status.phase, status.exit_code), (Phase::Failed, Some(1)));
+        assert_eq!(status.reason, "Evicted");
     }
 
     #[test]

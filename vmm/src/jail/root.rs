@@ -169,11 +169,21 @@ fn bind(root: &Path, inside: &str, source: &Path, recursive: MsFlags) -> Result<
         NOTHING,
     )
     .map_err(at_errno("bind into the jail", source))?;
+    // A remount states all flags anew: a source that the pod host has write-protected stays so.
+    let protected = nix::sys::statvfs::statvfs(source)
+        .map_err(at_errno("look at the mount of", source))?
+        .flags()
+        .contains(nix::sys::statvfs::FsFlags::ST_RDONLY);
+    let read_only = if protected {
+        MsFlags::MS_RDONLY
+    } else {
+        MsFlags::empty()
+    };
     mount(
         NOTHING,
         &target,
         NOTHING,
-        MsFlags::MS_REMOUNT | MsFlags::MS_BIND | RESTRICTED,
+        MsFlags::MS_REMOUNT | MsFlags::MS_BIND | RESTRICTED | read_only,
         NOTHING,
     )
     .map_err(at_errno("restrict the mount of", source))

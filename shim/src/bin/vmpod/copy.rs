@@ -119,7 +119,10 @@ fn from_pod(
 
 /// Unpacks an archive below `directory` with its first path component replaced by `name`.
 fn unpack(reading: impl Read, directory: &Path, name: &OsString) -> io::Result<()> {
-    let mut archive = tar::Archive::new(reading);
+    let mut archive = tar::Archive::new(Tail {
+        inner: reading,
+        zeroes: 0,
+    });
     archive.set_preserve_permissions(true);
     archive.set_overwrite(true);
     for entry in archive.entries()? {
@@ -154,7 +157,37 @@ fn unpack(reading: impl Read, directory: &Path, name: &OsString) -> io::Result<(
         }
         entry.unpack_in_as(directory, &target)?;
     }
+    let mut rest = archive.into_inner();
+    io::copy(&mut rest, &mut io::sink())?;
+    if rest.zeroes < END_MARK {
+        return Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the archive was cut short",
+        ));
+    }
     Ok(())
+}
+
+/// Bytes of zeroes at the end of a whole archive: two blocks.
+const END_MARK: u64 = 1024;
+
+/// Counts the zeroes at the end of what is read.
+struct Tail<R> {
+    inner: R,
+    zeroes: u64,
+}
+
+impl<R: Read> Read for Tail<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let length = self.inner.read(out)?;
+        let zeroes = out[..length].iter().rev().take_while(|&&b| b == 0).count();
+        if zeroes == length {
+            self.zeroes += length as u64;
+        } else {
+            self.zeroes = zeroes as u64;
+        }
+        Ok(length)
+    }
 }
 
 /// `path` with its first component replaced by `name`; `None` when it leads out. An archive of a directory's content
@@ -235,33 +268,32 @@ fn to_pod(
     let path = absolute(path)?;
     let pod = guest::running(roots, selector)?;
     let (_, container) = pod.running_container(container)?;
-    // `/dir/` takes the source below itself under its own name, `/dir/name` gives it a name.
-    let (directory, name) = match (from, path.ends_with('/'), path.rsplit_once('/')) {
-        (None, ..) => (path.clone(), OsString::new()),
-        (Some(from), true, _) => (
-            path.clone(),
-            from.canonicalize()
-                .with_context(|| format!("cannot read {}", from.display()))?
-                .file_name()
-                .map(OsString::from)
-                .unwrap_or_default(),
-        ),
-        (Some(_), false, Some((parent, name))) => (
-            if parent.is_empty() { "/" } else { parent }.to_owned(),
-            OsString::from(name),
-        ),
-        (Some(_), false, None) => bail!("{path:?}: a path in a container must be absolute"),
-    };
     if let Some(from) = from
-        && !from.exists()
+        && std::fs::symlink_metadata(from).is_err()
     {
         bail!("{} is not there", from.display());
     }
-    let header = StreamHeader::ArchiveWrite {
-        container,
-        path: directory.clone(),
+    // Like cp: into a directory that is there, else as the very name. The agent takes archives for directories alone.
+    let archive = |directory: &str| StreamHeader::ArchiveWrite {
+        container: container.clone(),
+        path: directory.to_owned(),
     };
-    let stream = open(&pod.pod.paths.vsock(), &header)?;
+    let socket = pod.pod.paths.vsock();
+    let own_name = from.and_then(|from| {
+        from.canonicalize()
+            .ok()
+            .and_then(|path| path.file_name().map(OsString::from))
+    });
+    let (stream, directory, name) = match (open(&socket, &archive(&path)), path.rsplit_once('/')) {
+        (Ok(stream), _) => (stream, path.clone(), own_name.unwrap_or_default()),
+        (Err(error), Some((parent, name))) if from.is_some() && !name.is_empty() => {
+            tracing::debug!(%error, "not a directory");
+            let parent = if parent.is_empty() { "/" } else { parent };
+            let stream = open(&socket, &archive(parent))?;
+            (stream, parent.to_owned(), OsString::from(name))
+        }
+        (Err(error), _) => return Err(error),
+    };
     let mut writing = Writing::new(stream);
     let written = match from {
         None => io::copy(&mut io::stdin().lock(), &mut writing).map(drop),
@@ -415,6 +447,14 @@ mod tests {
         unpack(&bytes[..], dir.path(), &"dst".into()).unwrap();
         assert_eq!(std::fs::read(dir.path().join("dst/a")).unwrap(), b"1");
         assert_eq!(std::fs::read(dir.path().join("dst/sub/b")).unwrap(), b"2");
+    }
+
+    #[test]
+    fn archive_cut_short_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let bytes = archive(|b| file(b, "a", b"1"));
+        let cut = &bytes[..bytes.len() - 1024];
+        assert!(unpack(cut, dir.path(), &"dst".into()).is_err());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fs::{self, DirBuilder, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -50,20 +50,16 @@ pub(super) async fn boot(
     prepared: &mut Prepared,
 ) -> Result<(Vmm, Agent), StartError> {
     let system = |what| move |source| StartError::System { what, source };
+    for (directory, mode) in [(pod.paths.machine(), 0o700), (pod.paths.jail(), 0o755)] {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(directory)
+            .map_err(system("make the VMM's directories"))?;
+    }
     // The listener is there before the guest can connect.
     let ready = UnixListener::bind(pod.paths.vsock_listener(READY_PORT))
         .map_err(system("listen for the agent"))?;
-    // A VMM that has given up root still reaches it; the directory above is closed to everybody else.
-    fs::set_permissions(
-        pod.paths.vsock_listener(READY_PORT),
-        fs::Permissions::from_mode(0o666),
-    )
-    .map_err(system("open the ready socket to the VMM"))?;
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(pod.paths.jail())
-        .map_err(system("make the VMM's empty root directory"))?;
 
     let config = machine(pod, prepared);
     config.validate()?;
@@ -284,7 +280,11 @@ fn container(record: &ContainerRecord) -> m::PodContainer {
 /// The last lines of the console at `path` with a heading; empty when there are none.
 pub(super) fn console_tail(path: &Path) -> String {
     let read = || -> std::io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
+        // The VMM writes in that directory: what it puts there is not followed anywhere else.
+        let mut file = File::options()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path)?;
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
         let mut bytes = Vec::new();

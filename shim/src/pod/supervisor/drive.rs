@@ -40,6 +40,8 @@ const USAGE_INTERVAL: Duration = Duration::from_secs(10);
 enum End {
     /// The agent said so.
     Finished,
+    /// The agent said so after the pod was told to end because it took too much.
+    Evicted(String),
     /// Something else did: reason and message.
     Broken(&'static str, String),
 }
@@ -84,9 +86,18 @@ pub(super) async fn run(
         &mut interrupt,
     )
     .await;
-    containers.drain(DRAIN_LIMIT).await;
-    if let End::Broken(reason, message) = &end {
-        pod.status.fail(reason, message, clock::now_ns());
+    match &end {
+        End::Finished => containers.drain(DRAIN_LIMIT).await,
+        End::Evicted(message) => {
+            containers.drain(DRAIN_LIMIT).await;
+            pod.status.evict(message);
+        }
+        End::Broken(reason, message) => {
+            // A machine that is gone ends its streams: what it has said is read, and nothing waited for.
+            let _ = vmm.kill(SHUTDOWN_LIMIT).await;
+            containers.drain(DRAIN_LIMIT).await;
+            pod.status.fail(reason, message, clock::now_ns());
+        }
     }
     pod.event(
         "PodFinished",
@@ -94,7 +105,7 @@ pub(super) async fn run(
         &format!("{} {}", pod.status.phase, pod.status.message),
     );
     pod.save();
-    if matches!(end, End::Finished) {
+    if !matches!(end, End::Broken(..)) {
         // A guest that goes before it has answered has done what it was asked.
         let _ = agent.shutdown(SHUTDOWN_LIMIT).await;
         let _ = timeout(SHUTDOWN_LIMIT, vmm.ended()).await;
@@ -136,7 +147,7 @@ async fn watch(
                 Some(Ok(batch)) => {
                     if take_events(pod, containers, agent, batch).await {
                         break match evicted.take() {
-                            Some(message) => End::Broken("Evicted", message),
+                            Some(message) => End::Evicted(message),
                             None => End::Finished,
                         };
                     }
