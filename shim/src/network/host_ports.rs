@@ -122,8 +122,7 @@ fn hold_tcp(address: SocketAddr) -> std::io::Result<OwnedFd> {
         SocketFlags::CLOEXEC,
         None,
     )?;
-    // Connections of an earlier pod in TIME_WAIT do not stand in the way; a listener does.
-    rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
+    // Without SO_REUSEADDR: with it on both sides, a process of the host could bind the port all the same.
     bind(&socket, &address)?;
     Ok(socket)
 }
