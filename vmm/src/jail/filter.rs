@@ -2,14 +2,11 @@
 //!
 //! A refused call ends the process with a message that names it. The lists are compiled once, before the guest runs.
 
-use std::collections::BTreeMap;
 use std::io;
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
+use seccompiler::BpfProgram;
 
+use super::program::{Allowed, Condition};
 use super::syscalls;
 
 /// What a thread does.
@@ -44,23 +41,16 @@ impl ThreadKind {
             Self::Files => calls.push(syscalls::FILES),
             Self::Device => calls.push(syscalls::DEVICE),
             // What it starts inherits its filter and narrows it down.
-            Self::Spawner => calls.extend([
-                syscalls::FILES,
-                syscalls::DEVICE,
-                syscalls::START_THREADS,
-                syscalls::NARROW,
-            ]),
+            Self::Spawner => calls.extend([syscalls::FILES, syscalls::DEVICE, syscalls::NARROW]),
         }
         calls
     }
 
-    fn ioctls(self) -> Vec<&'static [u64]> {
+    fn ioctls(self) -> &'static [u32] {
         match self {
-            Self::Control => vec![syscalls::CONTROL_IOCTLS],
-            Self::Vcpu => vec![syscalls::VCPU_IOCTLS],
-            Self::Files => vec![],
-            Self::Device => vec![syscalls::DEVICE_IOCTLS],
-            Self::Spawner => vec![syscalls::DEVICE_IOCTLS],
+            Self::Vcpu => syscalls::VCPU_IOCTLS,
+            Self::Device | Self::Spawner => syscalls::DEVICE_IOCTLS,
+            Self::Control | Self::Files => &[],
         }
     }
 }
@@ -68,15 +58,6 @@ impl ThreadKind {
 /// A filter could not be built or installed.
 #[derive(Debug, thiserror::Error)]
 pub enum FilterError {
-    /// It does not compile.
-    #[error("compile the system call filter of {kind} threads")]
-    Compile {
-        /// For which threads.
-        kind: &'static str,
-        /// Why not.
-        #[source]
-        source: seccompiler::BackendError,
-    },
     /// The kernel refuses it.
     #[error("install a system call filter; the host's kernel needs CONFIG_SECCOMP_FILTER")]
     Install(#[source] seccompiler::Error),
@@ -94,19 +75,16 @@ pub struct Filters {
 }
 
 impl Filters {
-    /// Compiles the filters of this process.
-    ///
-    /// # Errors
-    /// A list is wrong, which the tests would show.
-    pub fn compile() -> Result<Self, FilterError> {
-        let mut by_kind = Vec::new();
-        for kind in KINDS {
-            by_kind.push((kind, compile("one kind of", &[kind])?));
+    /// Writes the filters of this process.
+    #[must_use]
+    pub fn compile() -> Self {
+        Self {
+            process: allowed(&KINDS).program(),
+            by_kind: KINDS
+                .iter()
+                .map(|&kind| (kind, allowed(&[kind]).program()))
+                .collect(),
         }
-        Ok(Self {
-            process: compile("all", &KINDS)?,
-            by_kind,
-        })
     }
 
     /// Installs what holds for the whole process, while it has one thread.
@@ -132,80 +110,55 @@ impl Filters {
     }
 }
 
-fn compile(name: &'static str, kinds: &[ThreadKind]) -> Result<BpfProgram, FilterError> {
-    build(kinds).map_err(|source| FilterError::Compile { kind: name, source })
-}
-
-/// A rule for one argument, compared in its lower 32 bits.
-fn argument(
-    index: u8,
-    operator: SeccompCmpOp,
-    value: u64,
-) -> Result<SeccompRule, seccompiler::BackendError> {
-    SeccompRule::new(vec![SeccompCondition::new(
-        index,
-        SeccompCmpArgLen::Dword,
-        operator,
-        value,
-    )?])
-}
-
-fn build(kinds: &[ThreadKind]) -> Result<BpfProgram, seccompiler::BackendError> {
-    // A call with no rule is allowed whatever its arguments are.
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+/// What threads of these kinds may call.
+fn allowed(kinds: &[ThreadKind]) -> Allowed {
+    let number = |value: i32| value as u32;
+    let mut allowed = Allowed::default();
     for &kind in kinds {
-        for call in kind.calls().into_iter().flatten() {
-            rules.insert(*call, Vec::new());
+        for calls in kind.calls() {
+            allowed.calls(calls);
         }
-        for request in kind.ioctls().into_iter().flatten() {
-            rules.entry(libc::SYS_ioctl).or_default().push(argument(
-                1,
-                SeccompCmpOp::Eq,
-                *request,
-            )?);
+        let ioctls = Condition::OneOf(kind.ioctls().to_vec());
+        allowed.checked(libc::SYS_ioctl, 1, ioctls);
+        if matches!(kind, ThreadKind::Device | ThreadKind::Spawner) {
+            // No network, whatever the namespace holds.
+            let unix = Condition::OneOf(vec![number(libc::AF_UNIX)]);
+            allowed.checked(libc::SYS_socket, 0, unix);
+        }
+        if kind == ThreadKind::Spawner {
+            // Threads, not processes. The arguments of clone3 lie in memory, where a filter cannot look.
+            allowed.checked(libc::SYS_clone3, 0, Condition::Absent);
+            let threads = Condition::With(number(libc::CLONE_THREAD));
+            allowed.checked(libc::SYS_clone, 0, threads);
         }
     }
     // No memory becomes executable.
-    let not_executable = || argument(2, SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64), 0);
-    rules.insert(libc::SYS_mmap, vec![not_executable()?]);
-    rules.insert(libc::SYS_mprotect, vec![not_executable()?]);
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        allowed.checked(call, 2, Condition::Without(number(libc::PROT_EXEC)));
+    }
     // Signals to threads of this process alone: a panic's abort, and kicks of vCPUs.
-    let own = u64::from(std::process::id());
-    rules.insert(libc::SYS_tgkill, vec![argument(0, SeccompCmpOp::Eq, own)?]);
-    // A thread's name, and what asks whether ids change capabilities.
-    let mut prctl = Vec::new();
-    for option in [
+    let own = Condition::OneOf(vec![std::process::id()]);
+    allowed.checked(libc::SYS_tgkill, 0, own);
+    // A thread's name, what asks whether ids change capabilities, and what comes before a filter.
+    let options = [
         libc::PR_SET_NAME,
         libc::PR_GET_SECUREBITS,
         libc::PR_SET_NO_NEW_PRIVS,
-    ] {
-        prctl.push(argument(0, SeccompCmpOp::Eq, option as u64)?);
-    }
-    rules.insert(libc::SYS_prctl, prctl);
+    ];
+    let options = Condition::OneOf(options.map(number).to_vec());
+    allowed.checked(libc::SYS_prctl, 0, options);
     // glibc's own signals, SIGCANCEL and SIGSETXID, whose handlers come with the first thread.
-    let mut sigaction = Vec::new();
-    for signal in [32, 33] {
-        sigaction.push(argument(0, SeccompCmpOp::Eq, signal)?);
-    }
-    rules.insert(libc::SYS_rt_sigaction, sigaction);
-    let mut fcntl = Vec::new();
-    for command in [
+    allowed.checked(libc::SYS_rt_sigaction, 0, Condition::OneOf(vec![32, 33]));
+    let commands = [
         libc::F_DUPFD_CLOEXEC,
         libc::F_GETFD,
         libc::F_SETFD,
         libc::F_GETFL,
         libc::F_SETFL,
-    ] {
-        fcntl.push(argument(1, SeccompCmpOp::Eq, command as u64)?);
-    }
-    rules.insert(libc::SYS_fcntl, fcntl);
-    SeccompFilter::new(
-        rules,
-        SeccompAction::Trap,
-        SeccompAction::Allow,
-        TargetArch::x86_64,
-    )?
-    .try_into()
+    ];
+    let commands = Condition::OneOf(commands.map(number).to_vec());
+    allowed.checked(libc::SYS_fcntl, 1, commands);
+    allowed
 }
 
 /// Has the kernel's SIGSYS reported before the process ends.
@@ -310,16 +263,52 @@ mod tests {
     use super::*;
 
     #[test]
-    fn filters_of_all_kinds_compile_and_the_process_filter_covers_each() {
-        let filters = Filters::compile().unwrap();
-        assert_eq!(filters.by_kind.len(), KINDS.len());
-        let process: Vec<_> = KINDS.iter().flat_map(|k| k.calls()).flatten().collect();
+    fn filter_of_the_process_covers_each_kind_and_all_are_short() {
+        let filters = Filters::compile();
+        let process = allowed(&KINDS);
         for kind in KINDS {
-            for call in kind.calls().into_iter().flatten() {
-                assert!(process.contains(&call));
+            let of_kind = allowed(&[kind]);
+            for number in 0..1000 {
+                assert!(
+                    !of_kind.allows(number) || process.allows(number),
+                    "{kind:?} {number}"
+                );
             }
         }
-        assert!(filters.process.len() < 1000, "{}", filters.process.len());
+        for program in filters
+            .by_kind
+            .iter()
+            .map(|(_, p)| p)
+            .chain([&filters.process])
+        {
+            assert!(program.len() < 150, "{}", program.len());
+        }
+    }
+
+    #[test]
+    fn filters_refuse_what_no_thread_needs() {
+        let process = allowed(&KINDS);
+        for call in [
+            libc::SYS_execve,
+            libc::SYS_execveat,
+            libc::SYS_fork,
+            libc::SYS_vfork,
+            libc::SYS_ptrace,
+            libc::SYS_process_vm_writev,
+            libc::SYS_mount,
+            libc::SYS_umount2,
+            libc::SYS_pivot_root,
+            libc::SYS_chroot,
+            libc::SYS_setns,
+            libc::SYS_bpf,
+            libc::SYS_kill,
+            libc::SYS_init_module,
+            libc::SYS_io_uring_setup,
+            libc::SYS_userfaultfd,
+            libc::SYS_keyctl,
+        ] {
+            assert!(!process.allows(call as u32), "{call}");
+        }
     }
 
     #[test]
@@ -334,7 +323,7 @@ mod tests {
 
     #[test]
     fn refused_call_ends_the_process_with_its_number() {
-        let filters = Filters::compile().unwrap();
+        let filters = Filters::compile();
         let mut pipe = [0; 2];
         // SAFETY: the array has room for both descriptors.
         assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);

@@ -8,6 +8,7 @@
 mod capabilities;
 mod filter;
 mod limits;
+mod program;
 mod root;
 mod syscalls;
 
@@ -73,7 +74,7 @@ impl Jail {
     /// # Errors
     /// The kernel refuses.
     pub fn close(self) -> Result<(), JailError> {
-        let filters = Filters::compile()?;
+        let filters = Filters::compile();
         capabilities::reduce(self.serves_files).map_err(process("drop capabilities"))?;
         limits::seal().map_err(process("set process attributes"))?;
         filters.install_for_process()?;

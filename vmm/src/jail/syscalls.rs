@@ -52,7 +52,6 @@ pub const VCPU: &[c_long] = &[
 
 /// Of device workers: network frames, sockets, blocks.
 pub const DEVICE: &[c_long] = &[
-    SYS_socket,
     SYS_connect,
     SYS_accept4,
     SYS_shutdown,
@@ -103,14 +102,11 @@ pub const CONTROL: &[c_long] = &[
     SYS_ftruncate,
 ];
 
-/// Of threads that start others.
-pub const START_THREADS: &[c_long] = &[SYS_clone3, SYS_clone];
-
 /// Needed by a thread to narrow itself down: its capabilities and its filter.
 pub const NARROW: &[c_long] = &[SYS_capset, SYS_seccomp];
 
 /// ioctl requests of vCPU threads: running the guest, and setting up a tap when its device is activated.
-pub const VCPU_IOCTLS: &[u64] = &[
+pub const VCPU_IOCTLS: &[u32] = &[
     0xae80,      // KVM_RUN
     0xaead,      // KVM_KVMCLOCK_CTRL
     0x8090_ae81, // KVM_GET_REGS
@@ -120,10 +116,7 @@ pub const VCPU_IOCTLS: &[u64] = &[
 ];
 
 /// ioctl requests of device workers.
-pub const DEVICE_IOCTLS: &[u64] = &[
+pub const DEVICE_IOCTLS: &[u32] = &[
     0x541b,      // FIONREAD
     0x4004_54d0, // TUNSETOFFLOAD
 ];
-
-/// ioctl requests of the control thread: none.
-pub const CONTROL_IOCTLS: &[u64] = &[];
