@@ -245,6 +245,8 @@ fn write_tree(tree: &Path, before: Option<&Snapshot>, out: &mut impl Write) -> R
         let mut header = Header::new_gnu();
         header.set_entry_type(EntryType::Regular);
         header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
         header.set_mtime(NEWEST);
         header.set_size(0);
         builder
