@@ -44,6 +44,8 @@ pub fn debian(tree: &Path, apt: &Apt, step: &mut Step) -> Result<()> {
 pub fn install(tree: &Path, packages: &[&str], apt: &Apt, step: &mut Step) -> Result<()> {
     let archives = tree.join("archives");
     apt.download_for(tree, packages, &archives, step)?;
+    // Alternatives of Java link their manual pages, although those are left out, and fail without the folder.
+    folder_with_mode(&tree.join("usr/share/man/man1"), 0o755)?;
     let policy = tree.join("usr/sbin/policy-rc.d");
     // Nothing is to be started while it is installed (invoke-rc.d's convention).
     fs::write(&policy, "#!/bin/sh\nexit 101\n")
