@@ -4,6 +4,7 @@
 
 mod bundle;
 mod host;
+mod images;
 mod node;
 mod packages;
 mod process;
@@ -31,6 +32,8 @@ enum Command {
     Bundle(bundle::BundleArgs),
     /// Run a Pod manifest, installing, building and starting what is missing
     Run(run::RunArgs),
+    /// Make the images that the examples name from Debian packages, and import them
+    Images(images::ImagesArgs),
     /// Format, lints, rules, unit tests, then the end-to-end tests
     Test(test::TestArgs),
     /// Check the rules that this repository has set itself
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Bundle(args) => bundle::run(&args),
         Command::Run(args) => run::run(&args),
+        Command::Images(args) => images::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Tidy => tidy::run(),
         Command::Node(args) => node::run(args),

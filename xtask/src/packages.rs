@@ -188,6 +188,70 @@ impl Apt {
             .with_context(|| format!("package {package} names no package that it stands for"))
     }
 
+    /// The release's name, e.g. `bookworm`.
+    pub fn codename(&self) -> &str {
+        &self.codename
+    }
+
+    /// The private sources, in apt's deb822 form.
+    pub fn sources_file(&self) -> PathBuf {
+        self.dir.join("sources/vmpod.sources")
+    }
+
+    /// The versions that would be installed, one package a line.
+    ///
+    /// # Errors
+    /// When apt fails, or a package does not exist.
+    pub fn candidates(&self, packages: &[&str]) -> Result<String> {
+        let text = process::output(self.command("apt-cache").arg("policy").args(packages))?;
+        let found = candidates_in(&text);
+        let lines = packages.iter().map(|package| {
+            let version = found.iter().find(|(name, _)| name == package);
+            let (name, version) = version
+                .with_context(|| format!("no source of this machine has the package {package}"))?;
+            Ok(format!("{name} {version}"))
+        });
+        Ok(lines.collect::<Result<Vec<_>>>()?.join("\n"))
+    }
+
+    /// Downloads what installing `packages` into the Debian system below `root` takes, into `into`.
+    ///
+    /// # Errors
+    /// When apt fails, with its last lines.
+    pub fn download_for(
+        &self,
+        root: &Path,
+        packages: &[&str],
+        into: &Path,
+        step: &mut Step,
+    ) -> Result<()> {
+        let partial = into.join("partial");
+        fs::create_dir_all(&partial).with_context(|| format!("creating {}", partial.display()))?;
+        let mut command = self.command("apt-get");
+        // Made for another list of installed packages, the caches would be wrong for the machine.
+        for option in [
+            format!("Dir::State::status={}/var/lib/dpkg/status", root.display()),
+            format!(
+                "Dir::State::extended_states={}/extended_states",
+                into.display()
+            ),
+            format!("Dir::Cache::archives={}", into.display()),
+            "Dir::Cache::pkgcache=".to_owned(),
+            "Dir::Cache::srcpkgcache=".to_owned(),
+            "Debug::NoLocking=1".to_owned(),
+        ] {
+            command.arg("-o").arg(option);
+        }
+        command.args([
+            "-y",
+            "--download-only",
+            "--no-install-recommends",
+            "install",
+        ]);
+        command.args(packages);
+        process::run(&mut command, step)
+    }
+
     /// Downloads `packages` (apt checks signatures and hashes) and unpacks them under `into`
     /// without installing them.
     ///
@@ -214,9 +278,32 @@ impl Apt {
     }
 }
 
+/// Names and candidate versions in what `apt-cache policy` prints.
+fn candidates_in(policy: &str) -> Vec<(&str, &str)> {
+    let mut found = Vec::new();
+    let mut name = None;
+    for line in policy.lines() {
+        if !line.starts_with(' ') {
+            name = line.strip_suffix(':');
+        } else if let (Some(package), Some(version)) =
+            (name, line.trim().strip_prefix("Candidate: "))
+            && version != "(none)"
+        {
+            found.push((package, version));
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn candidates_in_policy_leaves_out_what_cannot_be_installed() {
+        let text = "bash:\n  Installed: 5\n  Candidate: 5.2-1\n  Version table:\n     5.2-1 500\nvirtual:\n  Candidate: (none)\nzstd:\n  Candidate: 1:2\n";
+        assert_eq!(candidates_in(text), [("bash", "5.2-1"), ("zstd", "1:2")]);
+    }
 
     #[test]
     fn missing_with_half_removed_package_reports_it() {

@@ -1,15 +1,18 @@
 //! `cargo xtask run FILE`: a pod manifest on a machine that has nothing but Rust. Installs, builds
 //! and starts what is missing, then hands over to `vmpod run` with the same file, flags, output and
-//! exit status. It knows nothing of manifests but the names of their images.
+//! exit status. It knows nothing of manifests but the names of their images: those that are made
+//! here from Debian packages are, unless the store has them (not for a manifest on standard input).
 
 use std::env;
+use std::fs;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::bundle;
 use crate::host::Host;
+use crate::images;
 use crate::process::Invocation;
 
 #[derive(Debug, Args)]
@@ -29,6 +32,16 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     let bundle = bundle::build(false)?;
     let host = Host::ready()?;
     let place = host.place_bundle(&bundle)?;
+    if args.file.as_os_str() != "-" {
+        let manifest = fs::read_to_string(&args.file)
+            .with_context(|| format!("reading {}", args.file.display()))?;
+        images::ensure(
+            &images::named_in(&manifest),
+            &host,
+            &place,
+            images::Refresh::Missing,
+        )?;
+    }
     let file = if args.file.as_os_str() == "-" {
         args.file.clone()
     } else {

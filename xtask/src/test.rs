@@ -15,6 +15,7 @@ use clap::Args;
 use self::tally::Tally;
 use crate::bundle;
 use crate::host::Host;
+use crate::images;
 use crate::packages::{self, wanted};
 use crate::process;
 use crate::progress::{Step, seconds};
@@ -157,6 +158,7 @@ fn end_to_end_tests(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
     let bundle = bundle::build(false)?;
     let host = Host::ready()?;
     let place = host.place_bundle(&bundle)?;
+    images::ensure(&images::all(), &host, &place, images::Refresh::Changed)?;
     let mut broken = Vec::new();
     for program in &programs {
         if !program.has_ignored_tests(filter)? {

@@ -18,5 +18,9 @@ pub const NODE: &[&str] = &[
 /// QEMU, from backports where the release's own is too old to keep a node alive.
 pub const EMULATOR: &[&str] = &["qemu-system-x86"];
 
-/// What the tests need beside that: an independent reader of the archives that are written here.
-pub const TEST: &[&str] = &["cpio"];
+/// What makes images from packages: a Debian in a folder, and the layers' compression.
+pub const IMAGES: &[&str] = &["mmdebstrap", "zstd"];
+
+/// What the tests need beside that: an independent reader of the archives that are written here,
+/// and a registry to pull from.
+pub const TEST: &[&str] = &["cpio", "docker-registry"];

@@ -591,6 +591,24 @@ fn archive_without_end_mark_is_accepted_and_a_cut_one_is_not() {
 }
 
 #[test]
+fn header_with_blank_numbers_counts_them_as_zero() {
+    let mut b = Sandbox::new();
+    let mut blank = header(EntryType::Regular, b"f", b"", 0, 0);
+    for range in [100..108, 108..116, 116..124, 124..136, 136..148] {
+        blank.as_mut_bytes()[range].fill(0);
+    }
+    blank.set_cksum();
+    let layer = b
+        .unpack(&LayerTar::default().raw(&blank, b"").finish())
+        .unwrap();
+    let found = layer.join("f").metadata().unwrap();
+    assert_eq!(
+        (found.uid(), found.gid(), found.len(), found.mtime()),
+        (0, 0, 0, 0)
+    );
+}
+
+#[test]
 fn entries_beyond_the_limit_are_refused() {
     let mut b = Sandbox::new();
     let tar = (0..20)

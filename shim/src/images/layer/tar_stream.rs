@@ -62,7 +62,12 @@ impl<R: TarSource> TarStream<R> {
             let Some(header) = self.read_header()? else {
                 return Ok(None);
             };
-            let size = field(self.offset, "size", header.entry_size())?;
+            let size = field(
+                self.offset,
+                "size",
+                &header.as_old().size,
+                header.entry_size(),
+            )?;
             match header.entry_type() {
                 EntryType::XHeader => {
                     let data = self.read_extension(size)?;
@@ -261,17 +266,17 @@ impl<R: TarSource> TarStream<R> {
                 "owner",
                 match overrides.uid {
                     Some(uid) => uid,
-                    None => field(offset, "uid", header.uid())?,
+                    None => field(offset, "uid", &header.as_old().uid, header.uid())?,
                 },
             )?,
             gid: id(
                 "group",
                 match overrides.gid {
                     Some(gid) => gid,
-                    None => field(offset, "gid", header.gid())?,
+                    None => field(offset, "gid", &header.as_old().gid, header.gid())?,
                 },
             )?,
-            mode: field(offset, "mode", header.mode())? & 0o7777,
+            mode: field(offset, "mode", &header.as_old().mode, header.mode())? & 0o7777,
             mtime: overrides.mtime.unwrap_or_else(|| {
                 (
                     header
@@ -301,12 +306,12 @@ impl<R: TarSource> TarStream<R> {
         let gnu = header
             .as_gnu()
             .ok_or_else(|| self.invalid("a sparse file outside the GNU format"))?;
-        let real = field(self.offset, "real size", gnu.real_size())?;
+        let real = field(self.offset, "real size", &gnu.realsize, gnu.real_size())?;
         let mut raw = Vec::new();
         for part in gnu.sparse.iter().filter(|part| !part.is_empty()) {
             raw.push((
-                field(self.offset, "sparse", part.offset())?,
-                field(self.offset, "sparse", part.length())?,
+                field(self.offset, "sparse", &part.offset, part.offset())?,
+                field(self.offset, "sparse", &part.numbytes, part.length())?,
             ));
         }
         let mut extended = gnu.is_extended();
@@ -320,8 +325,8 @@ impl<R: TarSource> TarStream<R> {
             }
             for part in block.sparse().iter().filter(|part| !part.is_empty()) {
                 raw.push((
-                    field(self.offset, "sparse", part.offset())?,
-                    field(self.offset, "sparse", part.length())?,
+                    field(self.offset, "sparse", &part.offset, part.offset())?,
+                    field(self.offset, "sparse", &part.numbytes, part.length())?,
                 ));
             }
             extended = block.is_extended();
@@ -384,7 +389,16 @@ pub fn list<R: Read + Seek>(mut file: R, max_entries: u64) -> Result<Vec<TarEntr
     Ok(entries)
 }
 
-fn field<T>(offset: u64, name: &str, value: io::Result<T>) -> Result<T, TarError> {
+/// A numeric field, of which `raw` are the bytes. Some writers leave blank what is zero.
+fn field<T: Default>(
+    offset: u64,
+    name: &str,
+    raw: &[u8],
+    value: io::Result<T>,
+) -> Result<T, TarError> {
+    if raw.iter().all(|byte| matches!(byte, 0 | b' ')) {
+        return Ok(T::default());
+    }
     value.map_err(|error| TarError::Header {
         offset,
         reason: format!("the {name} field: {error}"),
