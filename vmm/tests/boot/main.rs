@@ -1,6 +1,7 @@
 //! Boots a real guest kernel in a real `vmpod-vmm` process and watches it from outside.
 //!
-//! The environment variable VMPOD_KERNEL names the kernel (`vmlinux`). These tests need KVM that runs guest kernels.
+//! The environment variable VMPOD_KERNEL names the kernel (`vmlinux`); without it that of the installation beside
+//! VMPOD_BIN is taken. These tests need KVM that runs guest kernels.
 
 mod guest_init;
 mod vmm_process;

@@ -70,10 +70,9 @@ impl VmmProcess {
         }
     }
 
-    /// A machine that boots the kernel of VMPOD_KERNEL with the test's init, which then does `action`.
+    /// A machine that boots the guest kernel with the test's init, which then does `action`.
     pub fn config(&self, vcpus: u8, memory_mib: u64, action: &str) -> MachineConfig {
-        let kernel = std::env::var_os("VMPOD_KERNEL")
-            .expect("VMPOD_KERNEL names the guest kernel (vmlinux) to boot");
+        let kernel = kernel();
         let initramfs = self.dir.path().join("initramfs");
         guest_init::write_initramfs(&initramfs);
         MachineConfig {
@@ -81,7 +80,7 @@ impl VmmProcess {
             vcpus,
             memory_mib,
             kernel: KernelConfig {
-                vmlinux: kernel.into(),
+                vmlinux: kernel,
                 initramfs: Some(initramfs),
                 extra_cmdline: format!("-- {action}"),
             },
@@ -217,6 +216,18 @@ impl Drop for VmmProcess {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The kernel to boot: VMPOD_KERNEL, or that of the installation whose `vmpod` is VMPOD_BIN (`bin/vmpod` and
+/// `lib/vmpod/vmlinux`).
+fn kernel() -> PathBuf {
+    let variable = |name| std::env::var_os(name).map(PathBuf::from);
+    variable("VMPOD_KERNEL")
+        .or_else(|| {
+            let installation = variable("VMPOD_BIN")?;
+            Some(installation.parent()?.parent()?.join("lib/vmpod/vmlinux"))
+        })
+        .expect("VMPOD_KERNEL names the guest kernel (vmlinux) to boot")
 }
 
 /// A new tap as the network device wants it.
