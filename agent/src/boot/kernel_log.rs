@@ -9,10 +9,11 @@ use std::io::Write as _;
 /// Longest line, in bytes; the kernel cuts records at about 1000.
 const LINE_BYTES: usize = 900;
 
-/// Writes one line of severity "error". Newlines become spaces; a failure to log is ignored, there is nowhere to
+/// Writes one line. Its severity is the highest one: the VMM boots guests with a console that shows nothing else.
+/// Newlines become spaces; a failure to log is ignored, there is nowhere to
 /// report it.
 pub fn report(text: &str) {
-    let mut line = format!("<3>vmpod-agent: {}", text.replace('\n', " "));
+    let mut line = format!("<0>vmpod-agent: {}", text.replace('\n', " "));
     let mut end = LINE_BYTES.min(line.len());
     while !line.is_char_boundary(end) {
         end -= 1;

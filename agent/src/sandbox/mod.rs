@@ -86,7 +86,7 @@ impl Sandbox {
         if request.share_process_namespace {
             let reaper = self.engine.reaper();
             let (pause, _exit) = reaper
-                .watch(pause::start)
+                .watch(|| pause::start(self.engine.mount_point()))
                 .at(|| "start the pod's pause process")
                 .map_err(failed)?;
             self.engine.share_pids(pause.pidfd);

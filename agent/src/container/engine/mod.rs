@@ -13,7 +13,7 @@ mod report;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -115,6 +115,11 @@ impl Engine {
     /// From now on containers share the PID namespace of the process behind `pidfd`.
     pub fn share_pids(&self, pidfd: OwnedFd) {
         self.inner.state().pod_pids = Some(Arc::new(pidfd));
+    }
+
+    /// The empty directory at which the roots of new mount namespaces are attached.
+    pub fn mount_point(&self) -> &Path {
+        &self.inner.config.mount_point
     }
 
     /// The reaper of the agent, for other processes that it makes.

@@ -53,10 +53,14 @@ pub async fn containers_share_processes_when_the_pod_says_so(fixture: Fixture) {
         .await;
     let mut spec = fixture.spec(
         "two",
-        "cat /proc/1/comm; ps | grep -c '[s]leep 12345'; hostname; (sleep 0.1 &) ; grep -c 'size=1024k' /proc/mounts; \
+        "cat /proc/1/comm; ls /proc/1/root 2>&1 | wc -l; grep -E '^(Uid|CapEff)' /proc/1/status | tr '\\n' ' '; echo; ps | grep -c '[s]leep 12345'; hostname; (sleep 0.1 &) ; grep -c 'size=1024k' /proc/mounts; \
          stat -c %a:%g /cache; echo shared > /dev/shm/word; echo $$",
     );
     // Pod's UTS and IPC namespaces: none of their own.
+    for set in ["bounding", "effective", "permitted"] {
+        spec["process"]["capabilities"][set] =
+            json!(["CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE", "CAP_SYS_ADMIN"]);
+    }
     spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "pid"}]);
     let mounts = spec["mounts"].as_array_mut().unwrap();
     mounts.retain(|mount| mount["type"] != "cgroup");
@@ -68,7 +72,9 @@ pub async fn containers_share_processes_when_the_pod_says_so(fixture: Fixture) {
     let (status, output) = fixture.complete("two", &spec).await;
     assert_eq!(status.code, 0, "{output}");
     assert!(
-        output.starts_with("pause\n1\nthe-pod\n1\n1777:5\n"),
+        output.starts_with(
+            "pause\n0\nUid:\t65535\t65535\t65535\t65535 CapEff:\t0000000000000000 \n1\nthe-pod\n1\n1777:5\n"
+        ),
         "{output}"
     );
     assert!(
