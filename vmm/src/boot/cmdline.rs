@@ -9,7 +9,8 @@ use crate::layout;
 /// answered at once, and `panic=-1` makes a panic end in it without delay. The rest saves waiting and probing for what
 /// this machine does not have.
 const FIXED: &str = "console=ttyS0 quiet loglevel=1 reboot=k panic=-1 tsc=reliable no_timer_check \
-                     random.trust_cpu=on 8250.nr_uarts=1 rcupdate.rcu_expedited=1";
+                     random.trust_cpu=on 8250.nr_uarts=1 rcupdate.rcu_expedited=1 \
+                     dummy.numdummies=0";
 
 /// The line is longer than the kernel reads.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
