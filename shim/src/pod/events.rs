@@ -139,7 +139,7 @@ mod tests {
         };
         log.append(&event);
         let (events, offset) = read_from(&path, 0);
-        assert_eq!(events, [event.clone()]);
+        assert_eq!(events, std::slice::from_ref(&event));
         log.append(&event);
         assert_eq!(read_from(&path, offset).0.len(), 1);
         assert!(read_from(&path, read_from(&path, 0).1).0.is_empty());

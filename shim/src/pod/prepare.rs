@@ -104,6 +104,10 @@ pub struct PrepareOptions {
     pub extra_cmdline: String,
 }
 
+/// Gets the image of a container, from the store or from elsewhere.
+pub type ImageSource<'a> =
+    dyn FnMut(&ContainerPlan) -> Result<Image, Box<dyn std::error::Error>> + 'a;
+
 /// Prepares `plan`. `image` is asked for each container's image once the pod is admitted, and may fetch it.
 ///
 /// # Errors
@@ -112,7 +116,7 @@ pub fn prepare(
     roots: &Roots,
     plan: &PodPlan,
     options: &PrepareOptions,
-    image: &mut dyn FnMut(&ContainerPlan) -> Result<Image, Box<dyn std::error::Error>>,
+    image: &mut ImageSource<'_>,
 ) -> Result<(ReservedPod, PodRecord), PrepareError> {
     options.bundle.check()?;
     for volume in &plan.volumes {
@@ -148,7 +152,7 @@ fn fill(
     roots: &Roots,
     plan: &PodPlan,
     options: &PrepareOptions,
-    image: &mut dyn FnMut(&ContainerPlan) -> Result<Image, Box<dyn std::error::Error>>,
+    image: &mut ImageSource<'_>,
     reserved: &ReservedPod,
 ) -> Result<PodRecord, PrepareError> {
     let mut images = Vec::new();

@@ -14,8 +14,9 @@ use tokio::time::timeout;
 use vmpod_agent_protocol::messages as m;
 use vmpod_agent_protocol::stream::{StdioStream, StreamHeader};
 use vmpod_shim::images::resolve_user;
-use vmpod_shim::pod::agent::Agent;
+use vmpod_shim::pod::agent::{Agent, AgentError};
 use vmpod_shim::pod::hybrid_vsock::open_stream;
+use vmpod_shim::pod::journal::chain;
 use vmpod_shim::pod::record::ContainerRecord;
 use vmpod_shim::pod::roots::Roots;
 use vmpod_shim::pod::status;
@@ -120,7 +121,7 @@ async fn run(
 ) -> anyhow::Result<u8> {
     let agent = guest_agent(socket).await?;
     let (rows, columns) = terminal::size();
-    agent
+    let created = agent
         .create_exec(&m::CreateExecRequest {
             container_id: process.container_id.clone(),
             exec_id: process.exec_id.clone(),
@@ -137,7 +138,10 @@ async fn run(
             .into(),
             ..Default::default()
         })
-        .await?;
+        .await;
+    if let Err(error) = created {
+        return refused(&error);
+    }
     let open = |stream| {
         let header = StreamHeader::Stdio {
             container: process.container_id.clone(),
@@ -166,7 +170,10 @@ async fn run(
     } else {
         None
     };
-    agent.start_exec(&process).await?;
+    if let Err(error) = agent.start_exec(&process).await {
+        drop(raw);
+        return refused(&error);
+    }
     let outputs = [
         Some(tokio::spawn(copy_out(stdout, std::io::stdout()))),
         stderr.map(|stream| tokio::spawn(copy_out(stream, std::io::stderr()))),
@@ -198,6 +205,20 @@ async fn run(
         writeln!(std::io::stderr(), "vmpod: {}", exit.message)?;
     }
     Ok(exit.code)
+}
+
+/// Says why a command did not start, with the status that shells give such a command.
+fn refused(error: &AgentError) -> anyhow::Result<u8> {
+    let text = error.to_string();
+    let code = if text.contains("not found") || text.contains("No such file") {
+        127
+    } else if text.to_lowercase().contains("permission denied") {
+        126
+    } else {
+        crate::OWN_ERROR
+    };
+    writeln!(std::io::stderr(), "vmpod: {}", chain(error))?;
+    Ok(code)
 }
 
 async fn guest_agent(socket: &Path) -> anyhow::Result<Agent> {

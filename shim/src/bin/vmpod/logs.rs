@@ -61,7 +61,11 @@ pub fn logs(roots: &Roots, arguments: &LogsArguments) -> anyhow::Result<u8> {
     wakeup.watch(&follower);
     let lines = follower.take()?;
     follower.print(last(&lines, &names, arguments.tail).as_slice())?;
-    while arguments.follow && !arguments.previous {
+    if arguments.previous || !arguments.follow {
+        follower.finish()?;
+        return Ok(0);
+    }
+    loop {
         let attended = process::is_locked(&pod.paths.lock());
         let ended = durable::read_json::<PodStatus>(&pod.paths.status())
             .map_or(!attended, |status| status.phase.is_final());

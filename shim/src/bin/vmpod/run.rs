@@ -58,6 +58,10 @@ pub fn run(roots: &Roots, arguments: &RunArguments) -> anyhow::Result<u8> {
         };
         fetcher
             .image(&container.image, policy)
+            .map_err(|error| match policy {
+                PullPolicy::Never => error.context("imagePullPolicy is Never"),
+                _ => error,
+            })
             .map_err(Into::<Box<dyn std::error::Error>>::into)
     };
     let options = PrepareOptions {

@@ -46,7 +46,7 @@ pub fn stats(roots: &Roots, arguments: &StatsArguments) -> anyhow::Result<u8> {
         }
     }
     match arguments.output {
-        Output::Json => table::json(&all)?,
+        Output::Json => table::json_line(&all)?,
         Output::Text => {
             let rows = all.iter().flat_map(rows).collect();
             table::print(

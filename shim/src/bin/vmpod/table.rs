@@ -28,6 +28,14 @@ pub fn json<T: serde::Serialize>(value: &T) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Writes `value` as JSON on one line, for figures that are taken again and again.
+pub fn json_line<T: serde::Serialize>(value: &T) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer(&mut out, value)?;
+    writeln!(out)?;
+    Ok(())
+}
+
 /// Bytes in the unit that fits.
 #[expect(clippy::cast_precision_loss, reason = "shown with one digit")]
 pub fn bytes(count: u64) -> String {

@@ -281,14 +281,14 @@ async fn poll_events(
     loop {
         let batch = agent.next_events(after, EVENT_WAIT).await;
         let failed = batch.is_err();
-        if let Ok(batch) = &batch {
-            if let Some(last) = batch.events.iter().map(|event| event.sequence).max() {
-                // An agent that repeats itself would keep this loop busy: it is made to wait instead.
-                if last <= after {
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
-                after = after.max(last);
+        if let Ok(batch) = &batch
+            && let Some(last) = batch.events.iter().map(|event| event.sequence).max()
+        {
+            // An agent that repeats itself would keep this loop busy: it is made to wait instead.
+            if last <= after {
+                tokio::time::sleep(Duration::from_secs(1)).await;
             }
+            after = after.max(last);
         }
         if sender.send(batch).await.is_err() || failed {
             return;

@@ -6,6 +6,11 @@
 //!
 //! Signals: SIGTERM stops the pod in order, SIGINT kills the machine at once.
 
+#![expect(
+    clippy::result_large_err,
+    reason = "an error of a start is made once, and ends the process"
+)]
+
 mod boot;
 mod containers;
 mod drive;

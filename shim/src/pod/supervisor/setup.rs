@@ -104,7 +104,7 @@ fn make_cgroup(pod: &Pod, journal: &mut Journal) -> Result<Option<std::fs::File>
 /// Bound of the VMM's memory. Files on a tmpfs count as memory of whoever writes them and cannot be reclaimed: a pod that
 /// writes to one is not bounded here but by the size of the tmpfs.
 fn memory_bound(pod: &Pod) -> Option<u64> {
-    let on_tmpfs = |path: &Path| statfs(path).is_ok_and(|found| found.f_type as i64 == TMPFS_MAGIC);
+    let on_tmpfs = |path: &Path| statfs(path).is_ok_and(|found| found.f_type == TMPFS_MAGIC);
     let host_paths = pod
         .record
         .volumes
