@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use vmpod_agent_protocol::messages::{ContainerState, PodPhase};
 
 use super::*;
-use crate::container::{CreateExec, ExecOutcome};
+use crate::container::{ContainerError, CreateExec, ExecOutcome};
 use crate::event_log::EventLog;
 
 #[derive(Clone, Default)]

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::pod::backoff::BackoffPolicy;
 
 fn settings(roles: &[Role], restart_policy: RestartPolicy) -> PodSettings {
     PodSettings {

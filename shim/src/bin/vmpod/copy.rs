@@ -7,9 +7,9 @@ use std::io::{self, Read, Write};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, bail};
+use blocking_stream::{Reading, Writing};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
-use tokio_util_bridge::{Reading, Writing};
 use vmpod_agent_protocol::stream::StreamHeader;
 use vmpod_shim::pod::hybrid_vsock::{open_stream, read_reply};
 use vmpod_shim::pod::roots::Roots;
@@ -330,7 +330,7 @@ fn open(
 }
 
 /// A stream of the agent for code that reads and writes in the ordinary way.
-mod tokio_util_bridge {
+mod blocking_stream {
     use super::{AsyncWriteExt, Read, UNPACK_LIMIT, UnixStream, Write, io, read_reply};
     use anyhow::Context;
     use std::os::unix::net::UnixStream as StdStream;

@@ -1,3 +1,5 @@
+//! The transport's registers, driven in and out of order by a driver that may be hostile.
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 

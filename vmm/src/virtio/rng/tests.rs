@@ -1,3 +1,5 @@
+//! The entropy device through its ring.
+
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 

@@ -1,3 +1,5 @@
+//! Each operation of the file system as a guest asks for it, and what the host then holds.
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::sync::atomic::Ordering;
