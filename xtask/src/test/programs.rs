@@ -68,15 +68,8 @@ impl Program {
 pub fn build() -> Result<Vec<Program>> {
     let step = Step::begin("building the test programs");
     let mut command = workspace::cargo();
-    command.args([
-        "test",
-        "--workspace",
-        "--lib",
-        "--bins",
-        "--tests",
-        "--no-run",
-        "--locked",
-    ]);
+    // Without a choice of targets cargo builds the examples too, as programs: tests start them.
+    command.args(["test", "--workspace", "--no-run", "--locked"]);
     command.arg("--message-format=json-render-diagnostics");
     if !std::io::stderr().is_terminal() {
         command.arg("--quiet");
