@@ -41,7 +41,11 @@ impl Store {
         in_use: &BTreeSet<Digest>,
         force: bool,
     ) -> Result<Collected, StoreError> {
-        let found = self.find(name)?.map(|image| image.name);
+        // An image that is incomplete or damaged cannot be loaded, and all the more has to be removable.
+        let found = match self.find(name) {
+            Err(StoreError::Incomplete { .. } | StoreError::Damaged { .. }) => None,
+            other => other?.map(|image| image.name),
+        };
         let key = found
             .or_else(|| {
                 Reference::parse(name)

@@ -60,8 +60,13 @@ pub(super) fn sweep(parent: &Path) -> io::Result<usize> {
             continue;
         };
         if held.try_lock().is_ok() {
-            std::fs::remove_dir_all(entry.path())?;
-            swept += 1;
+            // What cannot be removed now must not keep the store from being used.
+            match std::fs::remove_dir_all(entry.path()) {
+                Ok(()) => swept += 1,
+                Err(error) => {
+                    tracing::warn!(path = %entry.path().display(), %error, "left-over image work could not be removed")
+                }
+            }
         }
     }
     Ok(swept)

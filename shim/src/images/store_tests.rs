@@ -529,7 +529,8 @@ fn resolve_with_a_missing_layer_or_a_damaged_manifest_says_so() {
         )
         .unwrap();
     let name = Reference::parse("hello").unwrap();
-    std::fs::remove_dir_all(&imported[0].layers[0]).unwrap();
+    let layer = imported[0].layers[0].parent().unwrap();
+    std::fs::remove_dir_all(layer).unwrap();
     assert!(
         f.store
             .resolve(&name)
@@ -552,6 +553,18 @@ fn resolve_with_a_missing_layer_or_a_damaged_manifest_says_so() {
             .to_string()
             .contains("its manifest")
     );
+}
+
+#[test]
+fn remove_of_a_damaged_image_works() {
+    let f = fixture();
+    let image = image(Packing::Gzip);
+    let path = f.archive(&tar_of(&image.layout(&json!({}))));
+    f.store.import(&path, &named("hello"), &Silent).unwrap();
+    let manifest = f.store.path().join("blobs/sha256");
+    std::fs::remove_file(manifest.join(image.digest().hex())).unwrap();
+    let collected = f.store.remove("hello", &BTreeSet::new(), false).unwrap();
+    assert_eq!((collected.layers, f.entries("layers")), (2, 0));
 }
 
 #[test]

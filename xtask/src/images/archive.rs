@@ -11,6 +11,9 @@ use tar::{Builder, EntryType, Header};
 
 use super::layer::{Layer, digest_of, file_name_of, key_of};
 
+/// Counts the changes of how an archive is written.
+const FORM: &str = "1";
+
 /// An image archive in the cache.
 #[derive(Debug)]
 pub struct Archive {
@@ -63,7 +66,7 @@ pub fn write(
             "annotations": {"io.containerd.image.name": super::normalised(name)},
         }],
     }))?;
-    let folder = cache.join(key_of(&[name, &digest]));
+    let folder = cache.join(key_of(&[FORM, name, &digest]));
     let path = folder.join(format!("{}.oci.tar", file_name_of(name)));
     let archive = Archive { name, digest, path };
     if archive.path.exists() {

@@ -9,6 +9,7 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,8 @@ use tar::{Builder, EntryType, Header};
 use crate::process;
 use crate::progress::Step;
 
-/// Files that were made during the build get this time, so that it does not show when that was.
+/// Files that were made during the build get this time, so that it does not show when that was. Others keep theirs:
+/// Java's archive of classes is only used while the file it was made from has the time it had.
 const NEWEST: u64 = 1_760_000_000;
 
 /// A compressed layer in the cache.
@@ -44,13 +46,15 @@ impl Layer {
         (fs::metadata(&layer.path).ok()?.len() == layer.size).then_some(layer)
     }
 
-    /// Writes a layer into the cache folder `dir`, by way of `work` on the same file system.
+    /// Writes a layer into the cache folder `dir`, by way of `work` on the same file system. What is newer than `begun`
+    /// was made by the build.
     ///
     /// # Errors
     /// When files cannot be read or written, or zstd fails.
     pub fn write(
         tree: &Path,
         before: Option<&Snapshot>,
+        begun: SystemTime,
         dir: &Path,
         work: &Path,
         step: &mut Step,
@@ -60,7 +64,7 @@ impl Layer {
         let mut out = Hashing::new(BufWriter::new(
             File::create(&plain).with_context(|| format!("creating {}", plain.display()))?,
         ));
-        write_tree(tree, before, &mut out)?;
+        write_tree(tree, before, begun, &mut out)?;
         let diff_id = out.finish()?;
         step.note("compressing the layer");
         let packed = work.join("layer.tar.zst");
@@ -213,7 +217,12 @@ fn walk(tree: &Path) -> Result<BTreeSet<PathBuf>> {
     Ok(found)
 }
 
-fn write_tree(tree: &Path, before: Option<&Snapshot>, out: &mut impl Write) -> Result<()> {
+fn write_tree(
+    tree: &Path,
+    before: Option<&Snapshot>,
+    begun: SystemTime,
+    out: &mut impl Write,
+) -> Result<()> {
     let mut builder = Builder::new(out);
     let mut linked: HashMap<(u64, u64), PathBuf> = HashMap::new();
     let present = walk(tree)?;
@@ -224,7 +233,7 @@ fn write_tree(tree: &Path, before: Option<&Snapshot>, out: &mut impl Write) -> R
         {
             continue;
         }
-        write_object(&mut builder, &whole, path, &mut linked)
+        write_object(&mut builder, &whole, path, begun, &mut linked)
             .with_context(|| format!("writing {} into the layer", whole.display()))?;
     }
     let removed = before
@@ -264,6 +273,7 @@ fn write_object<W: Write>(
     builder: &mut Builder<W>,
     whole: &Path,
     path: &Path,
+    begun: SystemTime,
     linked: &mut HashMap<(u64, u64), PathBuf>,
 ) -> Result<()> {
     let found = fs::symlink_metadata(whole)?;
@@ -272,7 +282,9 @@ fn write_object<W: Write>(
     header.set_mode(found.mode() & 0o7777);
     header.set_uid(u64::from(found.uid()));
     header.set_gid(u64::from(found.gid()));
-    header.set_mtime(u64::try_from(found.mtime()).unwrap_or(0).min(NEWEST));
+    let made_here = found.modified().is_ok_and(|time| time >= begun);
+    let mtime = u64::try_from(found.mtime()).unwrap_or(0);
+    header.set_mtime(if made_here { NEWEST } else { mtime });
     header.set_size(0);
     if kind.is_dir() {
         header.set_entry_type(EntryType::Directory);
@@ -366,8 +378,8 @@ mod tests {
     #[test]
     fn tree_written_twice_gives_the_same_bytes() {
         let (mut one, mut two) = (Vec::new(), Vec::new());
-        write_tree(tree().path(), None, &mut one).unwrap();
-        write_tree(tree().path(), None, &mut two).unwrap();
+        write_tree(tree().path(), None, SystemTime::UNIX_EPOCH, &mut one).unwrap();
+        write_tree(tree().path(), None, SystemTime::UNIX_EPOCH, &mut two).unwrap();
         assert_eq!(one, two);
         let kinds: Vec<_> = entries(&one)
             .into_iter()
@@ -394,7 +406,7 @@ mod tests {
         fs::write(dir.path().join("new"), "3").unwrap();
         fs::remove_dir_all(dir.path().join("etc/deep")).unwrap();
         let mut tar = Vec::new();
-        write_tree(dir.path(), Some(&before), &mut tar).unwrap();
+        write_tree(dir.path(), Some(&before), SystemTime::UNIX_EPOCH, &mut tar).unwrap();
         let names: Vec<_> = entries(&tar).into_iter().map(|(path, _)| path).collect();
         assert_eq!(names, ["etc", "new", "etc/.wh.deep"]);
     }

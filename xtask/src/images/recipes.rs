@@ -1,6 +1,8 @@
-//! What the images are: their layers, packages, files and configurations. A change here changes [`VERSION`].
+//! What the images are: their layers, packages, files and configurations. A change of what a layer becomes changes its
+//! revision, or [`VERSION`] for all.
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -29,6 +31,8 @@ pub struct Recipe {
 #[derive(Debug)]
 struct LayerRecipe {
     name: &'static str,
+    /// Counts the changes of this layer's own content.
+    revision: &'static str,
     /// Packages whose versions make a new layer; what they pull in is as new as they are.
     packages: &'static [&'static str],
     content: Content,
@@ -46,11 +50,13 @@ enum Content {
 
 const BUSYBOX: LayerRecipe = LayerRecipe {
     name: "busybox",
+    revision: "",
     packages: &["busybox-static"],
     content: Content::Busybox,
 };
 const DEBIAN: LayerRecipe = LayerRecipe {
     name: "debian",
+    revision: "",
     packages: &[
         "base-files",
         "bash",
@@ -65,11 +71,13 @@ const DEBIAN: LayerRecipe = LayerRecipe {
 };
 const NGINX: LayerRecipe = LayerRecipe {
     name: "nginx",
+    revision: "",
     packages: &["nginx-light"],
     content: Content::Added(nginx_files),
 };
 const TOMCAT: LayerRecipe = LayerRecipe {
     name: "tomcat",
+    revision: ".1",
     packages: &[
         "tomcat10-common",
         "tomcat10-user",
@@ -80,6 +88,7 @@ const TOMCAT: LayerRecipe = LayerRecipe {
 };
 const SAMPLE: LayerRecipe = LayerRecipe {
     name: "sample",
+    revision: "",
     packages: &[],
     content: Content::Added(sample_files),
 };
@@ -142,7 +151,8 @@ pub fn make(name: &str, apt: &Apt, cache: &Path) -> Result<Archive> {
             apt.candidates(part.packages)?
         };
         let under = below.last().map_or("", |(key, _)| key.as_str());
-        let key = key_of(&[VERSION, part.name, apt.codename(), &versions, under]);
+        let version = format!("{VERSION}{}", part.revision);
+        let key = key_of(&[&version, part.name, apt.codename(), &versions, under]);
         let dir = cache.join("layers").join(format!("{}-{key}", part.name));
         let layer = match Layer::cached(&dir) {
             Some(layer) => layer,
@@ -162,6 +172,7 @@ fn make_layer(
     cache: &Path,
 ) -> Result<Layer> {
     let mut step = Step::begin(format!("making the image layer {}", part.name));
+    let begun = SystemTime::now();
     let work = cache.join("work").join(file_name_of(part.name));
     let tree: PathBuf = work.join("tree");
     std::fs::create_dir_all(&tree).with_context(|| format!("creating {}", tree.display()))?;
@@ -186,7 +197,7 @@ fn make_layer(
             Some(before)
         }
     };
-    let layer = Layer::write(&tree, before.as_ref(), dir, &work, &mut step)?;
+    let layer = Layer::write(&tree, before.as_ref(), begun, dir, &work, &mut step)?;
     std::fs::remove_dir_all(&work).with_context(|| format!("removing {}", work.display()))?;
     step.done();
     Ok(layer)
@@ -278,6 +289,9 @@ const TOMCAT_SERVER: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>
 </Server>
 ";
 
+/// The last value of a property counts. Looking for tag libraries in the server's own archives is most of its start.
+const TOMCAT_PROPERTIES: &str = "\ntomcat.util.scan.StandardJarScanFilter.jarsToSkip=*.jar\n";
+
 const TOMCAT_LOGGING: &str = "handlers = java.util.logging.ConsoleHandler
 .handlers = java.util.logging.ConsoleHandler
 java.util.logging.ConsoleHandler.level = INFO
@@ -287,9 +301,14 @@ java.util.logging.ConsoleHandler.encoding = UTF-8
 
 fn tomcat_files(tree: &Path) -> Result<()> {
     let skeleton = tree.join("usr/share/tomcat10/skel/conf");
-    for file in ["catalina.properties", "context.xml", "web.xml"] {
-        let content = std::fs::read(skeleton.join(file))
+    for (file, appended) in [
+        ("catalina.properties", TOMCAT_PROPERTIES),
+        ("context.xml", ""),
+        ("web.xml", ""),
+    ] {
+        let mut content = std::fs::read(skeleton.join(file))
             .with_context(|| format!("Debian's tomcat10-user has no {file}"))?;
+        content.extend(appended.as_bytes());
         rootfs::write(tree, &format!("{TOMCAT_BASE}/conf/{file}"), &content, 0o644)?;
     }
     rootfs::write(

@@ -174,11 +174,13 @@ fn remove(roots: &Roots, images: &[String], force: bool) -> anyhow::Result<u8> {
     let store = Store::open(&roots.state)?;
     let used = lifecycle::used_digests(roots);
     for name in images {
-        let image = store
-            .find(name)?
-            .with_context(|| format!("there is no image {name:?}; `vmpod images` lists them"))?;
-        store.remove(&image.name, &used, force)?;
-        writeln!(io::stdout(), "{}", image.name)?;
+        // One that is damaged cannot be loaded, but its name can be removed.
+        let name = match store.find(name) {
+            Ok(Some(image)) => image.name,
+            _ => name.clone(),
+        };
+        store.remove(&name, &used, force)?;
+        writeln!(io::stdout(), "{name}")?;
     }
     Ok(0)
 }

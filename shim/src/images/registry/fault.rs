@@ -117,6 +117,14 @@ pub enum PullCause {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// No space, inodes or quota left for a download.
+    #[error(
+        "the disk that holds the image store is full; free space there, or remove images that no pod uses with `vmpod image rm` and `vmpod gc`"
+    )]
+    DiskFull {
+        #[source]
+        source: io::Error,
+    },
     /// A local file or task.
     #[error("{doing} failed")]
     Io {
@@ -148,6 +156,17 @@ impl PullCause {
                 ..
             } | Self::Content { .. }
         )
+    }
+
+    /// A download that could not be written.
+    pub(super) fn of_disk(source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull { source },
+            _ => Self::Io {
+                doing: "writing a layer into the image store",
+                source,
+            },
+        }
     }
 
     /// A wrong digest or size.

@@ -161,12 +161,10 @@ impl<'a> Fetcher<'a> {
     /// Downloads a layer into a file. When this returns `Ok`, the file has the layer's size and digest.
     pub(super) async fn layer(&self, content: &Content, to: &Path) -> Result<(), PullCause> {
         let what = format!("layer {}", content.digest);
-        let disk = |source| PullCause::Io {
-            doing: "writing a layer into the image store",
-            source,
-        };
         self.asking_each(&what, async |endpoint: &Endpoint| {
-            let file = tokio::fs::File::create(to).await.map_err(disk)?;
+            let file = tokio::fs::File::create(to)
+                .await
+                .map_err(PullCause::of_disk)?;
             let mut file = tokio::io::BufWriter::with_capacity(512 << 10, file);
             let (mut done, mut told) = (0_u64, 0_u64);
             self.progress.event(Event::LayerBytes {
@@ -175,7 +173,7 @@ impl<'a> Fetcher<'a> {
                 total: content.size,
             });
             self.stream(endpoint, &what, content, async |chunk: &[u8]| {
-                file.write_all(chunk).await.map_err(disk)?;
+                file.write_all(chunk).await.map_err(PullCause::of_disk)?;
                 done += chunk.len() as u64;
                 if done - told >= 256 << 10 || done == content.size {
                     told = done;
@@ -188,7 +186,7 @@ impl<'a> Fetcher<'a> {
                 Ok(())
             })
             .await?;
-            file.flush().await.map_err(disk)
+            file.flush().await.map_err(PullCause::of_disk)
         })
         .await
     }
@@ -278,7 +276,7 @@ impl<'a> Fetcher<'a> {
                 Err(error) => error,
             };
             // A full disk is not the fault of a host.
-            if matches!(error, PullCause::Io { .. }) {
+            if matches!(error, PullCause::Io { .. } | PullCause::DiskFull { .. }) {
                 return Err(error);
             }
             if endpoint.is_mirror {
