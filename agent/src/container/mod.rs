@@ -22,11 +22,13 @@ mod program;
 mod root_builder;
 mod seccomp;
 mod step;
+mod sysctl;
 
 pub use api::{
     ContainerError, Containers, CreateContainer, CreateExec, ExecOutcome, PodLabel, ProcessName,
 };
 pub use engine::{Engine, EngineConfig};
-pub use plan::{PlanError, sysctls};
+pub use plan::PlanError;
 pub use program::StandardStreams;
 pub use step::{At, StepError, reason};
+pub use sysctl::sysctls;

@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::mount_options::{MountOptions, root_propagation};
 use super::process_plan::ProcessPlan;
 use super::seccomp::{self, Filter};
+use super::sysctl::sysctls;
 
 /// Longest container or exec id; it names a control group directory.
 const ID_BYTES: usize = 200;
@@ -259,29 +260,6 @@ impl Plan {
             namespaces,
         })
     }
-}
-
-/// Paths below /proc/sys for dotted (or slashed) names; a name cannot climb out.
-pub fn sysctls<'a>(
-    values: impl Iterator<Item = (&'a String, &'a String)>,
-) -> Result<Vec<(PathBuf, String)>, PlanError> {
-    values
-        .map(|(name, value)| {
-            let relative = if name.contains('/') {
-                name.clone()
-            } else {
-                name.replace('.', "/")
-            };
-            let bad = relative.is_empty()
-                || relative
-                    .split('/')
-                    .any(|part| part.is_empty() || part == "." || part == "..");
-            if bad {
-                return Err(PlanError(format!("sysctl {name:?} is not a sysctl name")));
-            }
-            Ok((Path::new("/proc/sys").join(relative), value.clone()))
-        })
-        .collect()
 }
 
 fn namespaces(linux: &oci_spec::runtime::Linux) -> Result<NamespacePlan, PlanError> {
