@@ -17,6 +17,9 @@ use crate::process::Invocation;
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
+    /// Build unoptimised: faster to build, slower to run
+    #[arg(long)]
+    debug: bool,
     /// A Pod manifest, or - for standard input
     file: PathBuf,
     /// Further arguments of `vmpod run`
@@ -29,7 +32,7 @@ pub struct RunArgs {
 /// # Errors
 /// When something that the pod needs cannot be installed, built or started.
 pub fn run(args: &RunArgs) -> Result<u8> {
-    let bundle = bundle::build(false)?;
+    let bundle = bundle::build(args.debug)?;
     let host = Host::ready()?;
     let place = host.place_bundle(&bundle)?;
     if args.file.as_os_str() != "-" {

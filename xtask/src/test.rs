@@ -30,6 +30,9 @@ pub struct TestArgs {
     /// Only the end-to-end tests
     #[arg(long)]
     e2e: bool,
+    /// Build what the end-to-end tests run unoptimised: faster to build, slower to run
+    #[arg(long, conflicts_with = "unit")]
+    debug: bool,
     /// Only tests whose name contains this; format, lints and rules are left out then
     filter: Option<String>,
 }
@@ -80,7 +83,9 @@ pub fn run(args: &TestArgs) -> Result<u8> {
         // skipped after all.
         let left_out = report.tests.take_skipped();
         let before = report.tests.seen();
-        report.stage("end-to-end tests", |tally| end_to_end_tests(filter, tally));
+        report.stage("end-to-end tests", |tally| {
+            end_to_end_tests(args.debug, filter, tally)
+        });
         if report.tests.seen() == before {
             report.tests.put_back(left_out);
         }
@@ -153,9 +158,9 @@ fn unit_tests(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
 }
 
 /// Runs the tests that need a host for pods on one, in every test program that has any.
-fn end_to_end_tests(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
+fn end_to_end_tests(debug: bool, filter: Option<&str>, tally: &mut Tally) -> Result<()> {
     let programs = programs::build()?;
-    let bundle = bundle::build(false)?;
+    let bundle = bundle::build(debug)?;
     let host = Host::ready()?;
     let place = host.place_bundle(&bundle)?;
     images::ensure(&images::all(), &host, &place, images::Refresh::Changed)?;
