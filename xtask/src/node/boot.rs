@@ -2,6 +2,7 @@
 //! node (its lock), and one at a time for what all nodes share (the cache's lock).
 
 use std::env;
+use std::fmt;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use super::ssh::{self, Keys};
 use super::state::{Facts, Place};
-use super::{initramfs, kernel, now, qemu, stop};
+use super::{initramfs, kernel, now, qemu, stop_process};
 use crate::packages::{self, wanted};
 use crate::process;
 use crate::progress::{Step, seconds};
@@ -98,9 +99,6 @@ pub fn up(place: &Place, start: &Start) -> Result<()> {
         checkout: workspace::root(),
     };
     place.write_facts(&facts)?;
-    let _ = fs::remove_file(place.console());
-
-    let mut step = Step::begin(format!("starting node {}", place.name));
     let machine = qemu::Machine {
         place,
         kernel: &kernel.image,
@@ -109,23 +107,58 @@ pub fn up(place: &Place, start: &Start) -> Result<()> {
         port,
         count: start.count,
     };
-    machine.start()?;
-    if let Err(error) = wait_until_ready(place, start.timeout, &mut step) {
+    let deadline = Instant::now() + start.timeout;
+    for attempt in 1.. {
+        let mut step = Step::begin(format!("starting node {}", place.name));
+        let _ = fs::remove_file(place.console());
+        machine.start()?;
+        let error = match wait_until_ready(place, deadline, &mut step) {
+            Ok(()) => {
+                step.done();
+                break;
+            }
+            Err(error) => error,
+        };
         let lines = last_console_lines(place);
-        stop(place);
+        let stuck = error.is::<Stuck>();
+        stop_process(place);
+        if stuck && attempt < ATTEMPTS && Instant::now() < deadline {
+            eprintln!("  {error}; trying once more. Its last lines:\n{lines}");
+            continue;
+        }
+        place.forget();
         return Err(error.context(format!(
             "node {} did not come up; the end of its console ({}):\n{lines}",
             place.name,
             place.console().display()
         )));
     }
-    step.done();
     Ok(())
 }
 
+/// How often a boot that hangs is tried.
+const ATTEMPTS: u32 = 3;
+
+/// How long a kernel that boots may say nothing. Emulated machines hang now and then while they
+/// boot, without a word; on a busy host the longest healthy silence seen was a tenth of this.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// The boot hangs.
+#[derive(Debug)]
+struct Stuck;
+
+impl fmt::Display for Stuck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "its boot has been silent for {}", seconds(SILENCE))
+    }
+}
+
+impl std::error::Error for Stuck {}
+
 /// Waits for the script's own word on the console, then for ssh.
-fn wait_until_ready(place: &Place, timeout: Duration, step: &mut Step) -> Result<()> {
-    let deadline = Instant::now() + timeout;
+fn wait_until_ready(place: &Place, deadline: Instant, step: &mut Step) -> Result<()> {
+    let mut said = 0;
+    let mut said_at = Instant::now();
     loop {
         if place.pid().is_none() {
             bail!("its QEMU process ended");
@@ -138,8 +171,15 @@ fn wait_until_ready(place: &Place, timeout: Duration, step: &mut Step) -> Result
         if let Some(line) = console.lines().rev().find(|line| !line.trim().is_empty()) {
             step.note(line);
         }
+        if console.len() != said {
+            said = console.len();
+            said_at = Instant::now();
+        }
         if Instant::now() > deadline {
-            bail!("it did not boot within {}", seconds(timeout));
+            bail!("it did not boot in time (--timeout)");
+        }
+        if said_at.elapsed() > SILENCE {
+            return Err(Stuck.into());
         }
         thread::sleep(Duration::from_millis(100));
     }

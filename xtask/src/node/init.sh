@@ -122,5 +122,6 @@ cat > /newroot/etc/inittab <<'TAB'
 TAB
 
 mount --make-rshared /newroot
+echo "4 4 1 7" > /newroot/proc/sys/kernel/printk
 echo "vmpod-node: READY"
 exec switch_root /newroot /run/vmpod-node/busybox init

@@ -290,6 +290,12 @@ pub fn down(place: &Place, wipe: bool) -> Result<()> {
 }
 
 fn stop(place: &Place) {
+    stop_process(place);
+    place.forget();
+}
+
+/// Ends connection and process; what `up` wrote stays for another start.
+fn stop_process(place: &Place) {
     ssh::disconnect(place);
     let begun = Instant::now();
     while let Some(pid) = place.pid() {
@@ -300,7 +306,6 @@ fn stop(place: &Place) {
         }
         thread::sleep(Duration::from_millis(50));
     }
-    place.forget();
 }
 
 fn now() -> u64 {

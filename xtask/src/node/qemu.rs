@@ -87,10 +87,11 @@ impl Machine<'_> {
     }
 
     fn kernel_command_line(&self) -> String {
+        // The kernel talks while it boots, so that a boot that hangs says where; init.sh quiets it.
         // mitigations=off: nothing in the node is worth the emulated fences. The clock words keep
         // the kernel from measuring, and distrusting, an emulated time stamp counter.
         format!(
-            "console=ttyS0 loglevel=4 panic=-1 oops=panic mitigations=off audit=0 \
+            "console=ttyS0 loglevel=7 panic=-1 oops=panic mitigations=off audit=0 \
              apparmor=0 tsc=reliable no_timer_check random.trust_cpu=on \
              rcupdate.rcu_expedited=1 net.ifnames=0 vmpod.dir={}",
             self.place.dir.display()
