@@ -1,7 +1,12 @@
 //! The option strings of an OCI mount, parsed into flags of mount(2), attributes of mount_setattr(2), propagation and
 //! file system data. Pure; the options are those of the OCI runtime specification (config.md, "Mounts") and mount(8).
 
+use std::path::PathBuf;
+
 use nix::mount::MsFlags;
+
+/// Prefix of the option by which the host names a path inside a volume (Kubernetes' subPath).
+const SUB_PATH: &str = "x-vmpod.subpath=";
 
 /// Attributes of mount_setattr(2) (include/uapi/linux/mount.h).
 pub mod attribute {
@@ -70,6 +75,8 @@ pub struct MountOptions {
     pub bind: Option<bool>,
     /// Propagation changes in the order given.
     pub propagation: Vec<MsFlags>,
+    /// `x-vmpod.subpath=`: for a bind mount, the path below the source that is meant, resolved with the source as root.
+    pub sub_path: Option<PathBuf>,
     /// Everything else, comma-separated, for the file system itself.
     pub data: String,
 }
@@ -173,10 +180,15 @@ impl MountOptions {
             recursive: AttributeChange::default(),
             bind: None,
             propagation: Vec::new(),
+            sub_path: None,
             data: String::new(),
         };
         for option in options {
             let option = option.as_ref();
+            if let Some(path) = option.strip_prefix(SUB_PATH) {
+                parsed.sub_path = Some(path.into());
+                continue;
+            }
             match effect(option) {
                 Effect::Set(flag, bits) => {
                     parsed.flags |= flag;
@@ -249,6 +261,13 @@ mod tests {
         );
         assert_eq!(parsed.attributes.set & attribute::READ_ONLY, 0);
         assert_eq!(parsed.attributes.clear & attribute::ATIME, attribute::ATIME);
+    }
+
+    #[test]
+    fn option_of_a_sub_path_is_a_path_and_no_data() {
+        let parsed = MountOptions::parse(&["rbind", "x-vmpod.subpath=a/b"]).unwrap();
+        assert_eq!(parsed.sub_path, Some("a/b".into()));
+        assert_eq!(parsed.data, "");
     }
 
     #[test]

@@ -115,7 +115,12 @@ impl<'a> RootBuilder<'a> {
                 source_path.display()
             )
         };
-        let source = open_source(source_path).at(step)?;
+        let mut source = open_source(source_path).at(step)?;
+        if let Some(sub_path) = &mount.options.sub_path {
+            // The volume is the root of the resolution: its links, which containers write, lead nowhere else.
+            source = inside::open_or_make(&source, sub_path, Kind::Directory)
+                .at(|| format!("{}: open its subPath {}", step(), sub_path.display()))?;
+        }
         let kind = if inside::is_directory(&source).at(step)? {
             Kind::Directory
         } else {
