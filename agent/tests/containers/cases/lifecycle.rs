@@ -444,7 +444,7 @@ pub async fn failing_hook_fails_the_creation_by_name(fixture: Fixture) {
         assert!(error.contains("ended with exit code 9"), "{error}");
         assert!(!fixture.groups.join("unlucky").exists());
     }
-    let slow = hook_script(&fixture, "slow", "sleep 100");
+    let slow = hook_script(&fixture, "slow", "exec sleep 100");
     let mut spec = fixture.spec("unlucky", "true");
     spec["hooks"] = json!({"createRuntime": [{"path": slow, "timeout": 1}]});
     let error = fixture
