@@ -66,7 +66,7 @@ impl Host {
              rm -rf '{to}.new' && cp -r '{from}' '{to}.new' && mv '{to}.new' '{to}'",
             parent = parent.display()
         );
-        node::capture(place, &script).context("copying the bundle into the node")?;
+        node::capture(place, &script, 600).context("copying the bundle into the node")?;
         Ok(copy)
     }
 

@@ -17,14 +17,21 @@ pub fn root() -> PathBuf {
         .map_or_else(|| manifest.clone(), Path::to_path_buf)
 }
 
-/// Cargo's target directory, found from where this very program lies (`TARGET/PROFILE/xtask`), so
-/// that environment and configuration files agree with it by construction.
+/// Cargo's target directory, found from where this very program lies (`TARGET/debug/xtask`), so
+/// that environment and configuration files agree with it by construction. For a copy that lies
+/// elsewhere it is where cargo puts things unless told otherwise.
 pub fn target_dir() -> PathBuf {
-    let from_exe = env::current_exe().ok().and_then(|exe| {
-        let profile = exe.parent()?;
-        profile.parent().map(Path::to_path_buf)
-    });
-    from_exe.unwrap_or_else(|| root().join("target"))
+    env::current_exe()
+        .ok()
+        .and_then(|exe| target_dir_of(&exe))
+        .or_else(|| env::var_os("CARGO_TARGET_DIR").map(|dir| root().join(dir)))
+        .unwrap_or_else(|| root().join("target"))
+}
+
+fn target_dir_of(exe: &Path) -> Option<PathBuf> {
+    let profile = exe.parent()?;
+    let built_there = profile.ends_with("debug") || profile.ends_with("release");
+    built_there.then(|| profile.parent().map(Path::to_path_buf))?
 }
 
 /// The directory for what is expensive to make and does not belong to one checkout:
@@ -91,6 +98,13 @@ mod tests {
     fn cache_dir_with_relative_variable_is_passed_over() {
         let found = cache_dir_from(Some("a".into()), Some("b".into()), Some("/c".into()));
         assert_eq!(found, Some(PathBuf::from("/c/.cache/vmpod")));
+    }
+
+    #[test]
+    fn target_dir_of_a_copy_elsewhere_is_unknown() {
+        assert_eq!(target_dir_of(Path::new("/tmp/xtask")), None);
+        let built = target_dir_of(Path::new("/w/target/debug/xtask"));
+        assert_eq!(built, Some(PathBuf::from("/w/target")));
     }
 
     #[test]

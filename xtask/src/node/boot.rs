@@ -233,6 +233,12 @@ fn live_paths(paths: &[PathBuf]) -> Result<String> {
     sorted.dedup();
     let mut kept: Vec<PathBuf> = Vec::new();
     for path in sorted {
+        if path.parent().is_none() {
+            bail!(
+                "{}: the whole root cannot be live, it would hide the node's own",
+                path.display()
+            );
+        }
         if !path.is_absolute() || path.as_os_str().as_encoded_bytes().contains(&b'\n') {
             bail!(
                 "{}: a live path must be absolute and on one line",
@@ -314,7 +320,8 @@ mod tests {
     }
 
     #[test]
-    fn live_paths_with_relative_path_is_refused() {
+    fn live_paths_with_relative_path_or_root_is_refused() {
         assert!(live_paths(&[PathBuf::from("x")]).is_err());
+        assert!(live_paths(&[PathBuf::from("/")]).is_err());
     }
 }

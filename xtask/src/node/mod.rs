@@ -249,7 +249,7 @@ fn status(place: &Place) -> bool {
     };
     let probe = env::current_exe()
         .context("finding this program")
-        .and_then(|exe| ssh::capture(place, &format!("'{}' node probe", exe.display())));
+        .and_then(|exe| ssh::capture(place, &format!("'{}' node probe", exe.display()), 30));
     let kvm = match probe {
         Ok(text) => text.trim().to_owned(),
         Err(error) => format!("not usable: {error:#}"),
@@ -275,7 +275,7 @@ pub fn down(place: &Place, wipe: bool) -> Result<()> {
     let _lock = place.lock()?;
     if place.pid().is_some() {
         // What the node has written lies in its memory until it is told.
-        let _ = ssh::capture(place, "timeout 20 sync /scratch");
+        ssh::sync(place);
         stop(place);
         eprintln!("node {} is down", place.name);
     } else {

@@ -126,7 +126,7 @@ fn ssh(place: &Place) -> Command {
 /// When the node does not answer, with ssh's own words.
 pub fn connect(place: &Place) -> Result<()> {
     if place.control().exists() {
-        let alive = ssh(place)
+        let alive = bounded(place, 10)
             .args(["-O", "check", "node"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -140,7 +140,7 @@ pub fn connect(place: &Place) -> Result<()> {
     }
     let log = place.dir.join("ssh.log");
     let errors = fs::File::create(&log).with_context(|| format!("creating {}", log.display()))?;
-    let status = ssh(place)
+    let status = bounded(place, 60)
         .args(["-M", "-N", "-f", "node"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -159,7 +159,7 @@ pub fn connect(place: &Place) -> Result<()> {
 /// Ends the shared connection, if there is one.
 pub fn disconnect(place: &Place) {
     if place.control().exists() {
-        let _ = ssh(place)
+        let _ = bounded(place, 10)
             .args(["-O", "exit", "node"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -168,18 +168,42 @@ pub fn disconnect(place: &Place) {
     }
 }
 
-/// Runs a short script in the node and returns what it printed.
+/// Runs a short script in the node and returns what it printed. A node that does not answer within
+/// `seconds` is an error: it may be frozen, and nothing here waits for ever.
 ///
 /// # Errors
 /// When the node does not answer or the script fails.
-pub fn capture(place: &Place, script: &str) -> Result<String> {
+pub fn capture(place: &Place, script: &str, seconds: u32) -> Result<String> {
     connect(place)?;
     process::output(
-        ssh(place)
-            .args(["-S"])
+        bounded(place, seconds)
+            .arg("-S")
             .arg(place.control())
             .args(["-T", "node", script]),
     )
+}
+
+/// Has the node write out what its scratch disk is to keep, unless it does not answer. No pipe is
+/// opened: the shared connection would hold it open for a node that is frozen.
+pub fn sync(place: &Place) {
+    if connect(place).is_ok() {
+        let _ = bounded(place, 25)
+            .arg("-S")
+            .arg(place.control())
+            .args(["-T", "node", "sync /scratch"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+    }
+}
+
+/// ssh that is ended after `seconds`.
+fn bounded(place: &Place, seconds: u32) -> Command {
+    let mut command = Command::new("timeout");
+    command.arg(seconds.to_string()).arg("ssh");
+    command.arg("-F").arg(place.dir.join("ssh_config"));
+    command
 }
 
 /// The script for the node's shell. The group's number is left in a file, so that a signal can be
