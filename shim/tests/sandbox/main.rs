@@ -163,6 +163,10 @@ fn start_killed_at_any_instant_leaves_nothing_after_gc() {
         let _ = child.kill();
         let _ = child.wait();
         host.kill_supervisors();
+        // One that was being started is seen by its name only now; and the kernel takes a moment to end a killed process.
+        std::thread::sleep(Duration::from_millis(300));
+        host.kill_supervisors();
+        std::thread::sleep(Duration::from_millis(300));
         let collected = host.vmpod("", &["gc"], "");
         assert_eq!(collected.code, 0, "{collected:?}");
         host.assert_clean(true);
