@@ -45,6 +45,18 @@ fn group(pid: i32) -> Option<PathBuf> {
     hierarchy().map(|hierarchy| hierarchy.join(format!("vmpod-test-{pid}")))
 }
 
+/// Waits until `condition` holds, for as long as a slow machine may take.
+pub async fn until(what: &str, condition: impl Fn() -> bool) {
+    let begun = std::time::Instant::now();
+    while !condition() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "waited 60 s until {what}"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Ends what a case has left behind.
 pub fn clean_up(pid: i32) {
     let Some(group) = group(pid) else {

@@ -74,6 +74,8 @@ fn run(case: &cases::Case) -> Option<i32> {
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "fork");
     if pid == 0 {
+        // One line that says what was expected and where, never a stack: a case is short.
+        std::panic::set_hook(Box::new(|panic| println!("{panic}")));
         let code = std::panic::catch_unwind(|| Fixture::run(*case)).unwrap_or(101);
         std::process::exit(code);
     }

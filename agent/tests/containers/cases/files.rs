@@ -3,13 +3,12 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 use vmpod_agent::container::Containers as _;
 
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, until};
 
 fn add_mount(spec: &mut Value, mount: Value) {
     spec["mounts"].as_array_mut().unwrap().push(mount);
@@ -160,7 +159,7 @@ pub async fn mounts_made_later_are_seen_as_propagation_says(fixture: Fixture) {
     for set in ["bounding", "effective", "permitted"] {
         both["process"]["capabilities"][set] = json!(["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]);
     }
-    let mut apart = fixture.spec("apart", "sleep 0.7; ls /volume/later | wc -l");
+    let mut apart = fixture.spec("apart", "while [ ! -e /volume/go ]; do sleep 0.02; done; ls /volume/later | wc -l");
     bind(&mut apart, &volume, "/volume", &["rprivate"]);
     let both_name = fixture.launch("both", &both).await;
     let apart_name = fixture.launch("apart", &apart).await;
@@ -173,14 +172,13 @@ pub async fn mounts_made_later_are_seen_as_propagation_says(fixture: Fixture) {
     )
     .unwrap();
     fs::write(volume.join("later/mark"), "").unwrap();
+    fs::write(volume.join("go"), "").unwrap();
     let (_, output) = fixture.finish(&apart_name).await;
     assert_eq!(output, "0\n", "a private volume sees nothing of it");
-    let mut waited = 0;
-    while !volume.join("inner/from-container").exists() && waited < 100 {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        waited += 1;
-    }
-    assert!(volume.join("inner/from-container").exists());
+    until("the container's mount is seen outside", || {
+        volume.join("inner/from-container").exists()
+    })
+    .await;
     fixture.engine.signal(&both_name, 9, false).unwrap();
     fixture.engine.wait(&both_name).await.unwrap();
 }

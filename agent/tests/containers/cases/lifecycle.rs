@@ -9,7 +9,7 @@ use serde_json::json;
 use vmpod_agent::container::{ContainerError, Containers as _, CreateExec, ProcessName};
 use vmpod_agent_protocol::messages::EventKind;
 
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, until};
 
 pub async fn container_that_echoes_ends_with_its_output(fixture: Fixture) {
     let spec = fixture.spec("one", "echo hello; echo oops >&2");
@@ -313,28 +313,34 @@ pub async fn storm_of_orphans_and_execs_loses_no_exit(fixture: Fixture) {
             exec.await.unwrap();
         }
     }
-    tokio::time::sleep(Duration::from_millis(50)).await;
     let own = std::process::id().to_string();
-    let zombies = fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok())
-        .filter(|stat| {
-            let after = stat.rsplit(')').next().unwrap_or_default();
-            let mut fields = after.split_whitespace();
-            fields.next() == Some("Z") && fields.next() == Some(own.as_str())
-        })
-        .count();
-    assert_eq!(zombies, 0);
+    let zombies = || {
+        fs::read_dir("/proc")
+            .unwrap()
+            .flatten()
+            .filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok())
+            .filter(|stat| {
+                let after = stat.rsplit(')').next().unwrap_or_default();
+                let mut fields = after.split_whitespace();
+                fields.next() == Some("Z") && fields.next() == Some(own.as_str())
+            })
+            .count()
+    };
+    until("every dead child is reaped", || zombies() == 0).await;
 }
 
 pub async fn signal_to_all_reaches_every_process(fixture: Fixture) {
-    let script = "trap 'echo first; sleep 0.5; exit 5' USR1; (trap 'echo second; exit' USR1; while true; do sleep 0.05; done) & \
-                  echo up; while true; do sleep 0.05; done";
+    // Two shells that wait for a program each: the signal ends the programs, and each shell then runs its trap.
+    let script = "trap 'echo first; wait; exit 5' USR1; (trap 'echo second; exit' USR1; sleep 1000) & sleep 1000";
     let spec = fixture.spec("all", script);
     let name = fixture.launch("all", &spec).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(fixture.engine.processes("all").unwrap().processes.len() >= 3);
+    let sleeping = || {
+        let processes = fixture.engine.processes("all").unwrap().processes;
+        let command = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm"));
+        let names = processes.iter().filter_map(|process| command(process.pid).ok());
+        names.filter(|name| name.trim() == "sleep").count()
+    };
+    until("both shells wait for their program", || sleeping() == 2).await;
     fixture.engine.signal(&name, 10, true).unwrap();
     let (status, output) = fixture.finish(&name).await;
     assert_eq!(status.code, 5, "{output}");
@@ -352,15 +358,14 @@ pub async fn frozen_container_stands_still_until_it_is_thawed(fixture: Fixture) 
     let script = "while true; do echo x >> /tmp/ticks; sleep 0.01; done";
     let spec = fixture.spec("ice", script);
     let name = fixture.launch("ice", &spec).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    fixture.engine.freeze("ice", true).await.unwrap();
     let ticks = || fs::metadata(fixture.scratch.join("ice/tmp/ticks")).map_or(0, |file| file.len());
+    until("the container runs", || ticks() > 0).await;
+    fixture.engine.freeze("ice", true).await.unwrap();
     let before = ticks();
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(ticks(), before);
     fixture.engine.freeze("ice", false).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(ticks() > before);
+    until("the container runs again", || ticks() > before).await;
     fixture.engine.freeze("ice", true).await.unwrap();
     fixture.engine.signal(&name, 9, true).unwrap();
     assert_eq!(fixture.engine.wait(&name).await.unwrap().signal, 9);
