@@ -21,7 +21,7 @@ pub struct Bundle {
 
 /// A part is not there.
 #[derive(Debug, thiserror::Error)]
-#[error("{what} is not at {}; `cargo xtask install` puts all parts where they belong, {variable} names another place", path.display())]
+#[error("{what} is not at {}; `cargo xtask bundle` puts all parts where they belong, {variable} names another place", path.display())]
 pub struct PartMissing {
     /// Which part.
     pub what: &'static str,

@@ -59,6 +59,11 @@ impl Host {
     fn command(&self, mode: &str, arguments: &[&str]) -> Command {
         let program = Path::new(env!("CARGO_BIN_EXE_vmpod"));
         let fake = program.parent().unwrap().join("examples/fake_machine");
+        assert!(
+            fake.exists(),
+            "{} is not built; `cargo build --package vmpod-shim --examples` builds it",
+            fake.display()
+        );
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--net=/proc/{}/ns/net", self.anchor.id()))
@@ -193,9 +198,14 @@ pub fn runs(pid: i64) -> bool {
 }
 
 pub fn eventually(what: &str, mut reached: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let limit = Duration::from_secs(30);
+    let deadline = Instant::now() + limit;
     while !reached() {
-        assert!(Instant::now() < deadline, "{what} did not come");
+        assert!(
+            Instant::now() < deadline,
+            "{what} did not come within {} s",
+            limit.as_secs()
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -305,7 +305,7 @@ pub(super) fn bundle(bundle: &Bundle) -> Vec<Item> {
                 Item::missing(
                     what,
                     format!("not at {}", path.display()),
-                    format!("`cargo xtask install` puts it there; {variable} names another place"),
+                    format!("`cargo xtask bundle` puts it there; {variable} names another place"),
                 )
             }
         })
