@@ -22,5 +22,5 @@ pub const EMULATOR: &[&str] = &["qemu-system-x86"];
 pub const IMAGES: &[&str] = &["mmdebstrap", "zstd"];
 
 /// What the tests need beside that: an independent reader of the archives that are written here,
-/// and a registry to pull from.
-pub const TEST: &[&str] = &["cpio", "docker-registry"];
+/// and a registry to pull from, with a certificate.
+pub const TEST: &[&str] = &["cpio", "docker-registry", "openssl"];

@@ -159,7 +159,10 @@ pub async fn mounts_made_later_are_seen_as_propagation_says(fixture: Fixture) {
     for set in ["bounding", "effective", "permitted"] {
         both["process"]["capabilities"][set] = json!(["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]);
     }
-    let mut apart = fixture.spec("apart", "while [ ! -e /volume/go ]; do sleep 0.02; done; ls /volume/later | wc -l");
+    let mut apart = fixture.spec(
+        "apart",
+        "while [ ! -e /volume/go ]; do sleep 0.02; done; ls /volume/later | wc -l",
+    );
     bind(&mut apart, &volume, "/volume", &["rprivate"]);
     let both_name = fixture.launch("both", &both).await;
     let apart_name = fixture.launch("apart", &apart).await;

@@ -337,7 +337,9 @@ pub async fn signal_to_all_reaches_every_process(fixture: Fixture) {
     let sleeping = || {
         let processes = fixture.engine.processes("all").unwrap().processes;
         let command = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm"));
-        let names = processes.iter().filter_map(|process| command(process.pid).ok());
+        let names = processes
+            .iter()
+            .filter_map(|process| command(process.pid).ok());
         names.filter(|name| name.trim() == "sleep").count()
     };
     until("both shells wait for their program", || sleeping() == 2).await;

@@ -136,6 +136,14 @@ pub enum PullCause {
     /// The registry client could not be set up.
     #[error("the registry client could not be set up: {0}")]
     Client(String),
+    /// A certificate that the host keeps for a registry cannot be used.
+    #[error("the registry certificate {} cannot be read: {message}", path.display())]
+    Certificate {
+        /// The file or its folder.
+        path: std::path::PathBuf,
+        /// Why.
+        message: String,
+    },
     /// The registry of the name failed after mirrors had failed too.
     #[error("{last}; its mirrors failed as well: {mirrors}")]
     WithMirrors {

@@ -18,6 +18,7 @@ use super::super::digest::Digest;
 use super::super::manifest::{self, Content};
 use super::super::progress::{Event, Progress};
 use super::super::reference::Reference;
+use super::certificates;
 use super::endpoint::{Endpoint, endpoints, is_plain_http};
 use super::fault::PullCause;
 use super::pull::PullOptions;
@@ -41,6 +42,12 @@ pub(super) struct FetchedManifest {
     pub(super) digest: Digest,
 }
 
+/// Sets the implementation of TLS's cryptography, which the registry client does not bring along.
+pub(super) fn provide_cryptography() {
+    // An error says that one is set already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
 impl<'a> Fetcher<'a> {
     /// Looks up credentials for all hosts that will be asked.
     pub(super) async fn new(
@@ -49,19 +56,24 @@ impl<'a> Fetcher<'a> {
         progress: &'a dyn Progress,
     ) -> Result<Self, PullCause> {
         let endpoints = endpoints(reference, &options.mirrors);
-        let plain = endpoints
-            .iter()
-            .map(|endpoint| endpoint.host.clone())
-            .filter(|host| is_plain_http(host, &options.insecure))
-            .collect();
+        let (mut plain, mut trusted) = (Vec::new(), Vec::new());
+        for endpoint in &endpoints {
+            let own = certificates::for_host(&options.certificates, &endpoint.host)?;
+            if own.is_empty() && is_plain_http(&endpoint.host, &options.insecure) {
+                plain.push(endpoint.host.clone());
+            }
+            trusted.extend(own);
+        }
         let config = ClientConfig {
             protocol: ClientProtocol::HttpsExcept(plain),
+            extra_root_certificates: trusted,
             connect_timeout: Some(options.connect_timeout),
             // Time without a single byte, not time for the whole of it.
             read_timeout: Some(options.read_timeout),
             user_agent: concat!("vmpod/", env!("CARGO_PKG_VERSION")),
             ..ClientConfig::default()
         };
+        provide_cryptography();
         let client =
             Client::try_from(config).map_err(|error| PullCause::Client(error.to_string()))?;
         let mut auths = HashMap::new();

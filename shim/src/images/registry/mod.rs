@@ -2,9 +2,10 @@
 //!
 //! `pull` is the whole of it, from a name to an image in the store; `endpoint` decides which hosts are asked and how,
 //! `fetch` gets documents and layers with checks and retries, `fault` makes causes of failures readable,
-//! `config` reads the host's settings, `credentials` reads Docker's configuration and runs its credential helpers.
+//! `config` reads the host's settings, `certificates` those that it trusts, `credentials` reads Docker's configuration and runs its credential helpers.
 //! Pushing is not done here.
 
+mod certificates;
 mod config;
 mod credentials;
 mod endpoint;
@@ -15,6 +16,7 @@ mod pull;
 #[cfg(test)]
 mod registry_tests;
 
+pub use certificates::CERTIFICATES_PATH;
 pub use config::{REGISTRIES_PATH, RegistryConfigError};
 pub use credentials::{CredentialError, CredentialSource};
 pub use endpoint::Mirror;

@@ -15,6 +15,7 @@ use super::super::manifest::{self, Content, Document, Platform};
 use super::super::progress::{Event, Progress};
 use super::super::reference::Reference;
 use super::super::store::{Image, Store, StoreError};
+use super::certificates::CERTIFICATES_PATH;
 use super::credentials::CredentialSource;
 use super::endpoint::Mirror;
 use super::fault::{PullCause, PullError};
@@ -45,6 +46,9 @@ pub struct PullOptions {
     pub mirrors: Vec<Mirror>,
     /// Hosts spoken to by plain http, `HOST` or `HOST:PORT`; loopback always is.
     pub insecure: Vec<String>,
+    /// Folder of the certificates that are trusted for one host each, `HOST[:PORT]/*.crt`. A host that has some is spoken
+    /// to by https even on loopback.
+    pub certificates: PathBuf,
     /// Layers downloaded at once.
     pub parallel: usize,
     /// Tries for each document and layer and host.
@@ -65,6 +69,7 @@ impl Default for PullOptions {
             credentials: CredentialSource::default(),
             mirrors: Vec::new(),
             insecure: Vec::new(),
+            certificates: CERTIFICATES_PATH.into(),
             parallel: 3,
             attempts: 4,
             connect_timeout: Duration::from_secs(10),

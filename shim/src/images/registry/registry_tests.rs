@@ -18,6 +18,7 @@ use super::super::{
     CredentialSource, Digest, Event, Image, Mirror, Progress, PullCause, PullError, PullOptions,
     PullPolicy, Reference, Silent, Store,
 };
+use super::fetch::provide_cryptography;
 
 /// bcrypt of "secret word", cost 5, as htpasswd writes it.
 const HTPASSWD: &str = "tester:$2y$05$abcdefghijklmnopqrstuu1C7yeI3ZG3Jm.nHdnKkGJg1xTYKP9Oy\n";
@@ -48,7 +49,7 @@ impl Registry {
             .local_addr()
             .unwrap();
         let config = format!(
-            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{address}\"}}\n{extra}",
+            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp:\n  addr: \"{address}\"\n{extra}",
             dir.path().join("data").display()
         );
         let path = dir.path().join("config.yml");
@@ -86,10 +87,7 @@ impl Registry {
     }
 
     async fn push(&self, image: &TestImage, name: &str, auth: &RegistryAuth) {
-        let client = Client::new(ClientConfig {
-            protocol: ClientProtocol::Http,
-            ..ClientConfig::default()
-        });
+        let client = plain_client();
         let reference = self.name(name);
         let reference = reference.as_client();
         client
@@ -115,6 +113,14 @@ impl Registry {
             digest.hex()
         ))
     }
+}
+
+fn plain_client() -> Client {
+    provide_cryptography();
+    Client::new(ClientConfig {
+        protocol: ClientProtocol::Http,
+        ..ClientConfig::default()
+    })
 }
 
 async fn push_manifest(
@@ -301,10 +307,7 @@ async fn pull_of_an_index_takes_the_image_for_amd64() {
     };
     let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [entry(&arm, "arm64"), entry(&amd, "amd64")]});
     let index = serde_json::to_vec(&index).unwrap();
-    let client = Client::new(ClientConfig {
-        protocol: ClientProtocol::Http,
-        ..ClientConfig::default()
-    });
+    let client = plain_client();
     push_manifest(
         &client,
         registry.name("multi:1").as_client(),
@@ -510,6 +513,60 @@ async fn pull_of_what_is_not_there_says_what_and_where() {
             .cause,
         PullCause::NotPresent
     ));
+}
+
+#[tokio::test]
+async fn pull_over_tls_trusts_the_certificate_of_the_host_and_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let certificate = |name: &str| {
+        let file = |kind: &str| directory.path().join(format!("{name}.{kind}"));
+        let output = Command::new("openssl")
+            .args("req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=registry".split(' '))
+            .args(["-addext", "subjectAltName=IP:127.0.0.1"])
+            .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+            .arg("-keyout")
+            .arg(file("key"))
+            .arg("-out")
+            .arg(file("crt"))
+            .output()
+            .expect("these tests need openssl; `cargo xtask test` installs it");
+        assert!(output.status.success(), "{output:?}");
+        file("crt")
+    };
+    let (own, other) = (certificate("own"), certificate("other"));
+    let image = TestImage::new(&layers(), Packing::Gzip);
+    let plain = Registry::start();
+    plain
+        .push(&image, "some/app:1", &RegistryAuth::Anonymous)
+        .await;
+    // The same content again, behind TLS.
+    let secure = Registry::start_with(&format!(
+        "  tls: {{certificate: {}, key: {}}}\n",
+        own.display(),
+        own.with_extension("key").display()
+    ));
+    let data = plain.dir.path().join("data");
+    let copied = Command::new("cp")
+        .arg("-r")
+        .args([&data, secure.dir.path()])
+        .status();
+    assert!(copied.unwrap().success());
+    let trust = directory.path().join("certs.d");
+    let folder = trust.join(secure.address.to_string());
+    std::fs::create_dir_all(&folder).unwrap();
+    let options = PullOptions {
+        certificates: trust,
+        ..anonymous()
+    };
+    let host = host();
+    let name = secure.name("some/app:1");
+    std::fs::copy(&other, folder.join("ca.crt")).unwrap();
+    let error = host.pull(&name, &options).await.unwrap_err();
+    let text = format!("{:#}", anyhow::Error::from(error));
+    assert!(text.contains("certificate"), "{text}");
+    std::fs::copy(&own, folder.join("ca.crt")).unwrap();
+    let pulled = host.pull(&name, &options).await.unwrap();
+    assert_eq!(pulled.digest, image.digest());
 }
 
 #[tokio::test]
