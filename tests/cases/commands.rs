@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::time::Duration;
 
-use vmpod_tests::{Pod, eventually, vmpod};
+use vmpod_tests::{Pod, eventually, get, vmpod};
 
 const SLEEPER: &str = "
   containers:
@@ -256,16 +256,7 @@ fn port_forward_reaches_the_pods_localhost() {
     pod.start();
     pod.await_phase("Running");
     let mut child = vmpod(["port-forward", &pod.name, "18080:8080"]).spawn();
-    let page = eventually("the forwarded page", || {
-        let output = std::process::Command::new("curl")
-            .args(["-s", "-f", "--max-time", "5", "http://127.0.0.1:18080/"])
-            .output()
-            .expect("run curl");
-        output
-            .status
-            .success()
-            .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
-    });
+    let page = eventually("the forwarded page", || get("http://127.0.0.1:18080/"));
     assert_eq!(page, "page\n");
     let _ = child.kill();
     let _ = child.wait();

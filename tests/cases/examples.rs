@@ -1,21 +1,10 @@
 //! The example manifests, run as they stand.
 
-use vmpod_tests::{Pod, eventually, vmpod};
+use vmpod_tests::{Pod, eventually, get, vmpod};
 
 fn example(file: &str) -> String {
     let path = format!("{}/../examples/{file}", env!("CARGO_MANIFEST_DIR"));
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"))
-}
-
-fn get(url: &str) -> Option<String> {
-    let output = std::process::Command::new("curl")
-        .args(["-s", "-f", "--max-time", "20", url])
-        .output()
-        .expect("run curl");
-    output
-        .status
-        .success()
-        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use vmpod_tests::{Pod, eventually};
+use vmpod_tests::{Pod, eventually, get};
 
 fn server() -> Pod {
     let pod = Pod::new(
@@ -21,17 +21,6 @@ fn ip(pod: &Pod) -> String {
     eventually("an address", || {
         pod.inspect()["status"]["podIP"].as_str().map(str::to_owned)
     })
-}
-
-fn get(url: &str) -> Option<String> {
-    let output = Command::new("curl")
-        .args(["-s", "-f", "--max-time", "10", url])
-        .output()
-        .expect("run curl");
-    output
-        .status
-        .success()
-        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 #[test]

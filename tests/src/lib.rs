@@ -5,10 +5,12 @@
 
 mod cli;
 mod host;
+mod http;
 mod pod;
 
 pub use cli::{Outcome, Vmpod, vmpod};
 pub use host::{Footprint, processes_with};
+pub use http::get;
 pub use pod::Pod;
 
 use std::time::{Duration, Instant};

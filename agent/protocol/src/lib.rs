@@ -3,6 +3,7 @@
 //! `messages` and `service` are generated from `proto/agent.proto`; [`stream`] is the header of a raw byte stream;
 //! [`limits`] bounds every message. This crate depends on no other crate of the workspace and does no I/O.
 
+pub mod capability;
 pub mod limits;
 pub mod stream;
 

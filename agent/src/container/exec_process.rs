@@ -44,21 +44,9 @@ impl ExecProcess<'_> {
         let mut kept = self.streams.raw();
         kept.extend([self.link.raw(), self.container.as_raw_fd()]);
         keep_descriptors(&mut kept);
-        let (program, terminal) = match self.prepare() {
-            Ok(prepared) => prepared,
-            Err(StepError(text)) => {
-                self.link.send(&FromChild::Failed(text));
-                return START_FAILED;
-            }
-        };
-        self.link.send(&FromChild::Ready(
-            terminal
-                .as_ref()
-                .map(|terminal| terminal.master.as_raw_fd()),
-        ));
-        if !self.link.wait() {
+        let Some(program) = self.link.go_ahead(self.prepare()) else {
             return START_FAILED;
-        }
+        };
         let StepError(text) = program.execute(self.process, self.seccomp, self.link);
         self.link.send(&FromChild::Failed(text));
         START_FAILED

@@ -4,7 +4,7 @@
 //! "ready", waits, and executes. Whatever fails is told to the agent as one sentence.
 
 use std::fs;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use nix::fcntl::{OFlag, open};
@@ -46,21 +46,9 @@ impl FirstProcess<'_> {
         let mut kept = self.streams.raw();
         kept.push(self.link.raw());
         keep_descriptors(&mut kept);
-        let (program, terminal) = match self.prepare() {
-            Ok(prepared) => prepared,
-            Err(StepError(text)) => {
-                self.link.send(&FromChild::Failed(text));
-                return START_FAILED;
-            }
-        };
-        self.link.send(&FromChild::Ready(
-            terminal
-                .as_ref()
-                .map(|terminal| terminal.master.as_raw_fd()),
-        ));
-        if !self.link.wait() {
+        let Some(program) = self.link.go_ahead(self.prepare()) else {
             return START_FAILED;
-        }
+        };
         let StepError(text) = self.start(&program);
         self.link.send(&FromChild::Failed(text));
         START_FAILED

@@ -6,6 +6,8 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 
+use super::program::{Program, Terminal};
+use super::step::StepError;
 use crate::byte_stream::ByteStream;
 
 /// Longest message; an error sentence beyond it is cut.
@@ -111,6 +113,26 @@ impl ChildEnd {
                 bytes.len(),
                 libc::MSG_NOSIGNAL,
             );
+        }
+    }
+
+    /// Tells the agent how the preparations ended and waits for its word to execute. `None`: they failed, or the agent
+    /// has let go.
+    pub fn go_ahead(
+        &self,
+        prepared: Result<(Program, Option<Terminal>), StepError>,
+    ) -> Option<Program> {
+        match prepared {
+            Ok((program, terminal)) => {
+                // The terminal lives until the agent has taken its other side.
+                let master = terminal.as_ref().map(|own| own.master.as_raw_fd());
+                self.send(&FromChild::Ready(master));
+                self.wait().then_some(program)
+            }
+            Err(StepError(text)) => {
+                self.send(&FromChild::Failed(text));
+                None
+            }
         }
     }
 

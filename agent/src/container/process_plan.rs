@@ -7,6 +7,7 @@ use oci_spec::runtime::{
     Capabilities, IOPriorityClass, LinuxSchedulerPolicy, PosixRlimitType, Process,
 };
 use serde_json::Value;
+use vmpod_agent_protocol::capability;
 
 use super::plan::PlanError;
 
@@ -241,57 +242,8 @@ fn strings(field: &str, strings: Vec<String>) -> Result<Vec<CString>, PlanError>
 
 fn mask(set: Option<&Capabilities>) -> u64 {
     set.into_iter().flatten().fold(0, |mask, capability| {
-        mask | capability_number(capability.to_string().as_str()).map_or(0, |number| 1 << number)
+        mask | capability::number(&capability.to_string()).map_or(0, |number| 1 << number)
     })
-}
-
-/// Numbers of include/uapi/linux/capability.h, by position.
-const CAPABILITIES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
-
-fn capability_number(name: &str) -> Option<usize> {
-    CAPABILITIES.iter().position(|known| *known == name)
 }
 
 fn resource(kind: PosixRlimitType) -> libc::__rlimit_resource_t {
@@ -356,6 +308,5 @@ mod tests {
     fn capability_of_each_end_of_the_table_has_its_number() {
         let set = Capabilities::from([Capability::Chown, Capability::CheckpointRestore]);
         assert_eq!(mask(Some(&set)), 1 | 1 << 40);
-        assert_eq!(capability_number("SYS_ADMIN"), Some(21));
     }
 }

@@ -17,6 +17,5 @@ mod validate;
 mod volumes;
 
 pub use documents::{Objects, objects};
-pub use names::CAPABILITIES;
 pub use planner::{HostFacts, plan};
 pub use problem::{Problem, Problems};

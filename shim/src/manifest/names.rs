@@ -1,5 +1,7 @@
 //! Forms of names in the Kubernetes API (DNS labels and subdomains of RFC 1123, paths, capabilities, sysctls).
 
+use vmpod_agent_protocol::capability;
+
 /// RFC 1123 label: at most 63 of `a-z0-9-`, alphanumeric at both ends.
 pub(super) fn dns_label(name: &str) -> Result<(), &'static str> {
     if name.len() > 63 {
@@ -58,55 +60,10 @@ pub(super) fn sysctl(name: &str) -> bool {
         })
 }
 
-/// The capabilities of Linux 6.12 (capabilities(7)), by number, without `CAP_`.
-pub const CAPABILITIES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
-
 /// A capability as Kubernetes manifests write it, with or without `CAP_`, in any case, or `ALL`.
 pub(super) fn capability(name: &str) -> bool {
     let name = normal_capability(name);
-    name == "ALL" || CAPABILITIES.contains(&name.as_str())
+    name == "ALL" || capability::number(&name).is_some()
 }
 
 /// Upper case, without `CAP_`.

@@ -2,9 +2,9 @@
 
 use oci_spec::image::Config;
 use serde_json::{Value, json};
+use vmpod_agent_protocol::capability;
 
 use super::{ComposeError, Composition};
-use crate::manifest::CAPABILITIES;
 use crate::manifest::environment::expand;
 use crate::manifest::plan::{EnvValue, SecurityPlan};
 
@@ -176,7 +176,7 @@ fn capabilities(security: &SecurityPlan) -> Vec<String> {
     let has = |list: &[String], name: &str| list.iter().any(|c| c == name);
     let all = security.privileged || has(&security.add_capabilities, "ALL");
     let drop_all = !security.privileged && has(&security.drop_capabilities, "ALL");
-    CAPABILITIES
+    capability::CAPABILITIES
         .iter()
         .filter(|name| {
             let added = all || has(&security.add_capabilities, name);

@@ -1,13 +1,14 @@
 //! The pod's events as a file: one JSON object a line, written by the supervisor, bounded, read by `vmpod events`.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// Bytes after which the file starts anew; the part before is kept once, as `<file>.1`.
+use super::rotating_file::RotatingFile;
+
+/// Bytes after which the file starts anew.
 const ROTATE_BYTES: u64 = 1 << 20;
 
 /// Something that happened to a pod.
@@ -46,17 +47,7 @@ fn is_zero(number: &u32) -> bool {
 /// The file being written.
 #[derive(Debug)]
 pub struct EventLog {
-    path: PathBuf,
-    file: File,
-    length: u64,
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path)
+    file: RotatingFile,
 }
 
 impl EventLog {
@@ -65,13 +56,8 @@ impl EventLog {
     /// # Errors
     /// When it cannot be opened.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = open(path)?;
-        let length = file.metadata()?.len();
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            length,
-        })
+        let file = RotatingFile::open(path, ROTATE_BYTES)?;
+        Ok(Self { file })
     }
 
     /// Appends `event`. Events are for people: one that cannot be written is dropped.
@@ -80,19 +66,8 @@ impl EventLog {
             return;
         };
         line.push(b'\n');
-        if self.length + line.len() as u64 > ROTATE_BYTES {
-            let mut before = self.path.clone().into_os_string();
-            before.push(".1");
-            if fs::rename(&self.path, before).is_ok()
-                && let Ok(file) = open(&self.path)
-            {
-                self.file = file;
-                self.length = 0;
-            }
-        }
-        if self.file.write_all(&line).is_ok() {
-            self.length += line.len() as u64;
-        }
+        self.file.make_room(line.len());
+        let _ = self.file.append(&line);
     }
 }
 

@@ -14,6 +14,7 @@ pub mod process;
 pub mod record;
 pub mod registry;
 pub mod roots;
+pub mod rotating_file;
 pub mod status;
 pub mod supervisor;
 pub mod tree;

@@ -14,9 +14,11 @@ use super::{Found, ImportCause};
 /// One image of `manifest.json`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Entry {
-    config: String,
-    repo_tags: Option<Vec<String>>,
+pub(super) struct Entry {
+    /// Path of the configuration in the archive.
+    pub(super) config: String,
+    /// Names; archives also say `null`.
+    pub(super) repo_tags: Option<Vec<String>>,
     layers: Vec<String>,
 }
 
@@ -38,15 +40,19 @@ struct MadeDescriptor {
     size: u64,
 }
 
+/// Reads `manifest.json`.
+pub(super) fn entries(source: &Source) -> Result<Vec<Entry>, ImportCause> {
+    let bytes = source.read_member("manifest.json", manifest::MANIFEST_LIMIT)?;
+    let entries = serde_json::from_slice(&bytes).map_err(|error| ManifestError::Json {
+        what: "manifest.json",
+        source: error.into(),
+    })?;
+    Ok(entries)
+}
+
 /// All images of `manifest.json`.
 pub(super) fn images(source: &Source) -> Result<Vec<Found>, ImportCause> {
-    let bytes = source.read_member("manifest.json", manifest::MANIFEST_LIMIT)?;
-    let entries: Vec<Entry> =
-        serde_json::from_slice(&bytes).map_err(|error| ManifestError::Json {
-            what: "manifest.json",
-            source: error.into(),
-        })?;
-    entries
+    entries(source)?
         .into_iter()
         .map(|entry| image(source, entry))
         .collect()

@@ -1,11 +1,11 @@
 //! OCI image layouts (image-spec, "image-layout"): `oci-layout`, `index.json`, `blobs/sha256/<hex>`.
 
 use oci_spec::image::{Descriptor, ImageIndex, MediaType};
-use serde::Deserialize;
 
 use super::super::digest::Digest;
 use super::super::manifest::{self, Content, Document, ManifestError, Platform};
 use super::super::reference::Reference;
+use super::docker;
 use super::source::Source;
 use super::{Found, ImportCause};
 
@@ -127,12 +127,6 @@ fn names(
     descriptor: &Descriptor,
     config: &Digest,
 ) -> Result<Vec<String>, ImportCause> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Entry {
-        config: String,
-        repo_tags: Option<Vec<String>>,
-    }
     let note = |key| {
         descriptor
             .annotations()
@@ -152,13 +146,7 @@ fn names(
     if !source.has("manifest.json") {
         return Ok(Vec::new());
     }
-    let bytes = source.read_member("manifest.json", manifest::MANIFEST_LIMIT)?;
-    let entries: Vec<Entry> =
-        serde_json::from_slice(&bytes).map_err(|error| ManifestError::Json {
-            what: "manifest.json",
-            source: error.into(),
-        })?;
-    let mine = entries
+    let mine = docker::entries(source)?
         .into_iter()
         .filter(|entry| entry.config.contains(config.hex()));
     Ok(mine

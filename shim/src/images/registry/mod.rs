@@ -16,7 +16,6 @@ mod pull;
 #[cfg(test)]
 mod registry_tests;
 
-pub use certificates::CERTIFICATES_PATH;
 pub use config::{REGISTRIES_PATH, RegistryConfigError};
 pub use credentials::{CredentialError, CredentialSource};
 pub use endpoint::Mirror;

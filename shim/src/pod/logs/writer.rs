@@ -1,13 +1,14 @@
 //! The writing side: bytes of a stream become lines with time and tag; the file is bounded.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::fs::DirBuilder;
+use std::io::{self, Write as _};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::LogStream;
 use crate::pod::clock;
+use crate::pod::rotating_file::RotatingFile;
 
 /// Longest text of one log line; a longer line of the container is cut into partial ones (tag `P`).
 const LINE_BYTES: usize = 16 * 1024;
@@ -18,10 +19,7 @@ pub const ROTATE_BYTES: u64 = 10 << 20;
 /// The log file of one attempt of a container.
 #[derive(Debug)]
 pub struct LogWriter {
-    path: PathBuf,
-    file: File,
-    length: u64,
-    bound: u64,
+    file: RotatingFile,
     /// Bytes that could not be written, since the last that could.
     lost: u64,
 }
@@ -38,58 +36,28 @@ impl LogWriter {
                 .mode(0o700)
                 .create(parent)?;
         }
-        let file = open(path)?;
-        let length = file.metadata()?.len();
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            length,
-            bound,
-            lost: 0,
-        })
+        let file = RotatingFile::open(path, bound)?;
+        Ok(Self { file, lost: 0 })
     }
 
     /// Appends `record`. A disk that is full loses lines rather than stopping the pod; how much was lost is said as soon
     /// as there is room.
     fn append(&mut self, record: &[u8]) {
-        if self.length > 0 && self.length + record.len() as u64 > self.bound {
-            self.rotate();
-        }
+        self.file.make_room(record.len());
         if self.lost > 0 {
             let note = format!(
                 "{} stderr F vmpod: {} bytes of log were lost: the disk was full\n",
                 clock::rfc3339_ns(clock::now_ns()),
                 self.lost
             );
-            if self.file.write_all(note.as_bytes()).is_ok() {
-                self.length += note.len() as u64;
+            if self.file.append(note.as_bytes()).is_ok() {
                 self.lost = 0;
             }
         }
-        match self.file.write_all(record) {
-            Ok(()) => self.length += record.len() as u64,
-            Err(_) => self.lost += record.len() as u64,
+        if self.file.append(record).is_err() {
+            self.lost += record.len() as u64;
         }
     }
-
-    fn rotate(&mut self) {
-        let mut before = self.path.clone().into_os_string();
-        before.push(".1");
-        if fs::rename(&self.path, before).is_ok()
-            && let Ok(file) = open(&self.path)
-        {
-            self.file = file;
-            self.length = 0;
-        }
-    }
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path)
 }
 
 /// Turns the bytes of one stream into records of a log that its other stream shares.
@@ -168,6 +136,8 @@ impl StreamWriter {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::pod::logs::LogReader;
 
