@@ -62,6 +62,14 @@ pub mod opcode {
     pub const SYNCFS: u32 = 50;
     pub const TMPFILE: u32 = 51;
     pub const STATX: u32 = 52;
+    /// Not of Linux: the guest's kernel has it from `guest-image/patches`. Says which events of a node are wanted.
+    pub const WATCH: u32 = 2001;
+}
+
+/// Numbers of the notifications (`enum fuse_notify_code`), in place of the error of a reply to request 0.
+pub mod notification {
+    /// Not of Linux: an event that [`super::opcode::WATCH`] asked for.
+    pub const WATCH: i32 = 2001;
 }
 
 /// Flags of FUSE_INIT; those from bit 32 on travel in `flags2`.
@@ -218,6 +226,13 @@ wire! {
     LseekOut = 8 { offset: u64, }
     /// COPY_FILE_RANGE; the file read is the request's node.
     CopyFileRangeIn = 56 { fh_in: u64, off_in: u64, nodeid_out: u64, fh_out: u64, off_out: u64, len: u64, flags: u64, }
+    /// WATCH: events as of inotify(7), 0 for none. A node can be watched in each of the guest's file systems that has it:
+    /// `owner` tells them apart and comes back with the events.
+    WatchIn = 8 { mask: u32, owner: u32, }
+    /// Reply to WATCH: whether the node is watched now. A file that only the guest changes never is.
+    WatchOut = 8 { watched: u32, padding: u32, }
+    /// An event; a name of `namelen` bytes follows when it is about an entry of the node.
+    NotifyWatchOut = 24 { nodeid: u64, owner: u32, mask: u32, cookie: u32, namelen: u32, }
     /// Head of one directory entry; the name follows, padded to 8 bytes.
     Dirent = 24 { ino: u64, off: u64, namelen: u32, kind: u32, }
 }

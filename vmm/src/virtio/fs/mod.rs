@@ -7,13 +7,12 @@
 //! What the host changes is seen by the guest's next access (see `server/policy.rs`); only container root file systems,
 //! which no one else changes, are cached by the guest.
 //!
-//! Not done here: telling the guest of host changes by itself, so that inotify(7) in the guest fires. Linux 6.12 has no
-//! notification queue for this device, so that the event has to come another way: this device knows which directories the
-//! guest holds inodes of, can watch them on the host (inotify_add_watch(2) on `/proc/self/fd/N`), and would report node
-//! and name to a listener of the machine; the agent, told over its own channel, causes the event in the guest by an
-//! operation of no effect on the same path (such as setting a file's times to what they are).
+//! Programs of the guest that watch files (inotify(7)) hear of the host's changes through the notification queue. Linux 6.12
+//! knows neither that queue nor such a notification: `guest-image/patches` has both. What the guest watches is watched on
+//! the host (`server/watch`), events go to the queue (`notifier`). A guest without the patches works as before.
 
 pub mod fuse;
+mod notifier;
 mod request;
 mod server;
 pub mod spec;
@@ -32,6 +31,7 @@ use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
 
+use self::notifier::Notifier;
 use self::server::{DescriptorLimits, Errno, Server};
 use self::worker::Worker;
 use crate::virtio::worker_thread::WorkerThread;
@@ -122,8 +122,9 @@ impl Fs {
             tag: tag.into(),
             source: io::Error::from_raw_os_error(error.0),
         })?;
-        let mut queue_sizes = vec![spec::HIPRIO_QUEUE_SIZE];
-        queue_sizes.resize(usize::from(queues) + 1, spec::REQUEST_QUEUE_SIZE);
+        let mut queue_sizes = vec![spec::HIPRIO_QUEUE_SIZE, spec::NOTIFICATION_QUEUE_SIZE];
+        let before = queue_sizes.len();
+        queue_sizes.resize(usize::from(queues) + before, spec::REQUEST_QUEUE_SIZE);
         Ok(Self {
             name,
             config: spec::config(tag.as_bytes(), queues),
@@ -159,6 +160,30 @@ impl Fs {
         let prepared = prepared.recv().unwrap_or(Err(Errno::EIO));
         Ok((thread, prepared))
     }
+
+    fn start_notifier(
+        &self,
+        queue: ActiveQueue,
+        memory: GuestMemory,
+        interrupt: Arc<dyn Interrupt>,
+    ) -> io::Result<(WorkerThread<StoppedQueue>, Result<(), Errno>)> {
+        let name = format!("{}.{}", self.name, queue.index);
+        let notifier = Notifier {
+            server: Arc::clone(&self.server),
+            memory,
+            interrupt,
+            counters: Arc::clone(&self.counters),
+            queue,
+        };
+        let thread = WorkerThread::spawn(&name, move |stop| notifier.run(&stop))?;
+        Ok((thread, Ok(())))
+    }
+
+    /// Number of nodes that the guest watches.
+    #[must_use]
+    pub fn watches(&self) -> usize {
+        self.server.watches().len()
+    }
 }
 
 impl VirtioDevice for Fs {
@@ -175,7 +200,7 @@ impl VirtioDevice for Fs {
     }
 
     fn features(&self) -> u64 {
-        1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC
+        spec::FEATURE_NOTIFICATION | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -190,13 +215,24 @@ impl VirtioDevice for Fs {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        for index in [spec::HIPRIO_QUEUE, spec::FIRST_REQUEST_QUEUE] {
+        let first_request = spec::first_request_queue(activation.features);
+        for index in [spec::HIPRIO_QUEUE, first_request] {
             if !activation.queues.iter().any(|q| q.index == index) {
                 return Err(ActivateError::QueueMissing { index });
             }
         }
+        let notifies = |queue: &ActiveQueue| {
+            queue.index == spec::NOTIFICATION_QUEUE && first_request != spec::NOTIFICATION_QUEUE
+        };
+        (self.server.watches()).set_told(activation.queues.iter().any(notifies));
         for queue in activation.queues {
-            let started = self.start(
+            let start = if notifies(&queue) {
+                Self::start_notifier
+            } else {
+                Self::start
+            };
+            let started = start(
+                self,
                 queue,
                 Arc::clone(&activation.memory),
                 Arc::clone(&activation.interrupt),

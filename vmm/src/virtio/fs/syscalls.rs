@@ -38,6 +38,10 @@ pub const SYSCALLS: &[libc::c_long] = &[
     libc::SYS_fdatasync,
     libc::SYS_syncfs,
     libc::SYS_getdents64,
+    // Watching for what others on the host change.
+    libc::SYS_inotify_init1,
+    libc::SYS_inotify_add_watch,
+    libc::SYS_inotify_rm_watch,
     // Names.
     libc::SYS_mkdirat,
     libc::SYS_mknodat,

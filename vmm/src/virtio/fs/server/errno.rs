@@ -16,6 +16,7 @@ impl Errno {
     pub(in crate::virtio::fs) const ENOTDIR: Self = Self(libc::ENOTDIR);
     pub(in crate::virtio::fs) const EINVAL: Self = Self(libc::EINVAL);
     pub(in crate::virtio::fs) const ENFILE: Self = Self(libc::ENFILE);
+    pub(in crate::virtio::fs) const ENOSPC: Self = Self(libc::ENOSPC);
     pub(in crate::virtio::fs) const ENOTTY: Self = Self(libc::ENOTTY);
     pub(in crate::virtio::fs) const EROFS: Self = Self(libc::EROFS);
     pub(in crate::virtio::fs) const ENAMETOOLONG: Self = Self(libc::ENAMETOOLONG);

@@ -83,6 +83,7 @@ impl Server {
     }
 
     fn forget_everything(&self) {
+        self.watches.clear();
         self.handles.clear();
         self.inodes.clear();
     }

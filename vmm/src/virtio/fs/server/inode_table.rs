@@ -199,20 +199,20 @@ impl InodeTable {
         Some(Arc::clone(maps.mounts.entry(mount).or_insert(opened)))
     }
 
-    /// Takes `count` references of a node away, and the node with the last one.
-    pub(super) fn forget(&self, id: u64, count: u64) {
+    /// Takes `count` references of a node away, and the node with the last one: true then.
+    pub(super) fn forget(&self, id: u64, count: u64) -> bool {
         let gone = self.maps().forget(id, count);
-        // Closes the descriptor after the lock is released.
-        drop(gone);
+        // The descriptor is closed here, after the lock is released.
+        gone.is_some()
     }
 
-    /// As [`Self::forget`], for many nodes.
-    pub(super) fn forget_all(&self, nodes: impl Iterator<Item = (u64, u64)>) {
+    /// As [`Self::forget`], for many nodes. Returns those that are gone.
+    pub(super) fn forget_all(&self, nodes: impl Iterator<Item = (u64, u64)>) -> Vec<u64> {
         let mut gone = Vec::new();
         let mut maps = self.maps();
         gone.extend(nodes.filter_map(|(id, count)| maps.forget(id, count)));
         drop(maps);
-        drop(gone);
+        gone.iter().map(|inode| inode.id).collect()
     }
 
     /// Forgets everything but the root. Node ids go on counting.

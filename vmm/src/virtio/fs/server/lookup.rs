@@ -103,7 +103,9 @@ impl Server {
         mut args: Arguments<'_>,
     ) -> Result<Answer, Errno> {
         let forget: ForgetIn = args.take()?;
-        self.inodes.forget(header.nodeid, forget.nlookup);
+        if self.inodes.forget(header.nodeid, forget.nlookup) {
+            self.watches.forget(std::iter::once(header.nodeid));
+        }
         Ok(Answer::None)
     }
 
@@ -113,7 +115,8 @@ impl Server {
         let nodes = (0..head.count)
             .map_while(|_| args.take::<ForgetOne>().ok())
             .map(|one| (one.nodeid, one.nlookup));
-        self.inodes.forget_all(nodes);
+        let gone = self.inodes.forget_all(nodes);
+        self.watches.forget(gone.into_iter());
         Ok(Answer::None)
     }
 }

@@ -23,6 +23,7 @@ mod open;
 mod policy;
 mod sync;
 mod thread;
+mod watch;
 mod xattr;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -37,6 +38,7 @@ use self::inode::Inode;
 pub(super) use self::inode_table::DescriptorLimits;
 use self::inode_table::InodeTable;
 pub(super) use self::thread::ServerThread;
+pub(super) use self::watch::{Event, Watches};
 use super::fuse::{InHeader, opcode};
 use super::request::Arguments;
 
@@ -78,6 +80,7 @@ pub(super) struct Server {
     /// `/proc/self/fd`.
     proc_fds: OwnedFd,
     read_only: bool,
+    watches: Watches,
     /// Features that the guest took, 0 before FUSE_INIT. Shared by the workers; written at FUSE_INIT only.
     features: AtomicU64,
 }
@@ -97,6 +100,7 @@ impl Server {
             handles: HandleTable::default(),
             proc_fds: host::open_proc_fds()?,
             read_only,
+            watches: Watches::new()?,
             features: AtomicU64::new(0),
         })
     }
@@ -114,11 +118,26 @@ impl Server {
         (self.inodes.len(), self.handles.len())
     }
 
+    /// What the guest watches.
+    pub(super) fn watches(&self) -> &Watches {
+        &self.watches
+    }
+
     /// Does what a request asks for.
     ///
     /// # Errors
     /// The error number for the guest.
     pub(super) fn handle<'m>(
+        &self,
+        thread: &mut ServerThread<'m>,
+        request: &Request<'_, 'm>,
+    ) -> Result<Answer, Errno> {
+        self.without_echo(&request.header, Arguments::new(request.body), || {
+            self.perform(thread, request)
+        })
+    }
+
+    fn perform<'m>(
         &self,
         thread: &mut ServerThread<'m>,
         request: &Request<'_, 'm>,
@@ -170,6 +189,7 @@ impl Server {
             opcode::LISTXATTR => self.listxattr(thread, header, args)?,
             opcode::SETXATTR => self.setxattr(thread, header, args)?,
             opcode::REMOVEXATTR => self.removexattr(header, args)?,
+            opcode::WATCH => self.watch(thread, header, args)?,
             opcode::IOCTL => return Err(Errno::ENOTTY),
             // FLUSH and ACCESS among them. ENOSYS is how the guest's kernel learns that it need not ask: writes are not
             // delayed here, so that close(2) has no error left to report, and the guest checks permissions by itself.

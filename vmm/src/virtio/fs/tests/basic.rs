@@ -33,10 +33,11 @@ fn configuration_space_holds_tag_and_queues() {
     fs.read_config(0, &mut bytes);
     assert_eq!(&bytes[..6], b"share\0");
     assert_eq!(bytes[36..40], 3u32.to_le_bytes());
-    assert_eq!(bytes[40..], [0; 8]);
+    assert_eq!(bytes[40..44], 320u32.to_le_bytes());
+    assert_eq!(bytes[44..], [0; 4]);
     fs.read_config(u64::MAX, &mut bytes);
     assert_eq!(bytes, [0; 48]);
-    assert_eq!(fs.queue_sizes(), [128, 512, 512, 512]);
+    assert_eq!(fs.queue_sizes(), [128, 32, 512, 512, 512]);
     assert_eq!(fs.device_type(), 26);
 }
 

@@ -14,6 +14,7 @@ use crate::virtio::fs::fuse::{
     SetxattrIn, WriteIn, WriteOut, opcode,
 };
 use crate::virtio::fs::server::DescriptorLimits;
+use crate::virtio::fs::spec;
 use crate::virtio::guest_driver::GuestDriver;
 
 /// Space for replies, as the largest READ needs.
@@ -41,6 +42,8 @@ pub(super) struct Guest {
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) umask: u32,
+    /// Where [`Guest::call`] puts requests.
+    requests: usize,
     unique: u64,
 }
 
@@ -145,11 +148,26 @@ impl Guest {
         guest
     }
 
-    fn over(mut fs: Fs) -> Self {
-        let driver = GuestDriver::new(3, 256);
-        let features = fs.features();
+    /// A started device with a notification queue, as number 1, after FUSE_INIT.
+    pub(super) fn notified(path: &Path) -> Self {
+        require_root();
+        let fs = Fs::new("fs0".into(), "share", open_root(path), 2, false).unwrap();
+        let mut guest = Self::agreed(fs, spec::FEATURE_NOTIFICATION);
+        guest.init(OFFERED).unwrap();
+        guest
+    }
+
+    fn over(fs: Fs) -> Self {
+        Self::agreed(fs, 0)
+    }
+
+    fn agreed(mut fs: Fs, notification: u64) -> Self {
+        let features = fs.features() & !spec::FEATURE_NOTIFICATION | notification;
+        let requests = usize::from(spec::first_request_queue(features));
+        let driver = GuestDriver::new(requests + 2, 256);
         driver.activate(&mut fs, features);
         Self {
+            requests,
             fs,
             driver,
             uid: 0,
@@ -176,7 +194,7 @@ impl Guest {
 
     /// Sends a request and checks the frame of the reply.
     pub(super) fn call(&mut self, op: u32, node: u64, body: &[&[u8]]) -> Reply<Vec<u8>> {
-        self.call_on(1, op, node, body, ROOM)
+        self.call_on(self.requests, op, node, body, ROOM)
     }
 
     pub(super) fn call_on(

@@ -8,4 +8,5 @@ mod hostile;
 mod kernel;
 mod lifetime;
 mod ownership;
+mod watches;
 mod xattrs;

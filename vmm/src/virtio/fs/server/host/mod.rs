@@ -3,6 +3,7 @@
 //! Thin: one call each, borrowed descriptors in, owned ones out. Decides nothing.
 
 mod file_handle;
+pub(super) mod inotify;
 pub(super) mod xattr;
 
 use std::ffi::CStr;
