@@ -78,12 +78,12 @@ pub fn open(root: impl AsFd, path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
     )
 }
 
-/// Opens `path` as an O_PATH descriptor below `directory`; a link that leads out, absolute ones included, is EXDEV.
-pub fn open_beneath(directory: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
+/// Opens `path` as an O_PATH descriptor with `flags` below `directory`; a link that leads out, absolute ones included, is EXDEV.
+pub fn open_beneath(directory: impl AsFd, path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
     openat2(
         directory.as_fd(),
         path,
-        libc::O_PATH,
+        libc::O_PATH | flags.bits(),
         RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS,
     )
 }
@@ -174,9 +174,9 @@ mod tests {
         symlink("/etc", directory.path().join("out")).unwrap();
         symlink("inner", directory.path().join("in")).unwrap();
         fs::write(directory.path().join("inner"), "x").unwrap();
-        let error = open_beneath(&fd, Path::new("out/passwd")).unwrap_err();
+        let error = open_beneath(&fd, Path::new("out/passwd"), OFlag::empty()).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EXDEV));
-        open_beneath(&fd, Path::new("in")).unwrap();
+        open_beneath(&fd, Path::new("in"), OFlag::empty()).unwrap();
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! to be started, gives up its privileges ([`identity`]) and executes its program ([`program`]).
 
 mod api;
+mod bind_source;
 mod device_filter;
 mod engine;
 mod exec_process;

@@ -4,7 +4,6 @@
 //! inside the root by descriptor ([`super::inside`]). The agent's `/proc` and `/dev/null` serve as tools until the
 //! pivot takes them away.
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::Path;
@@ -14,8 +13,8 @@ use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, fchmodat, makedev, mknodat};
 use nix::unistd::{Gid, Uid, chdir, fchdir, fchownat, pivot_root, symlinkat};
-use vmpod_agent_protocol::GUEST_ROOT;
 
+use super::bind_source;
 use super::inside::{self, Kind};
 use super::mount_options::{AttributeChange, attribute};
 use super::mount_tree;
@@ -44,7 +43,7 @@ impl<'a> RootBuilder<'a> {
         let nothing: Option<&str> = None;
         let propagation = plan
             .propagation
-            .unwrap_or(MsFlags::MS_SLAVE | MsFlags::MS_REC);
+            .unwrap_or(MsFlags::MS_REC | inherited(plan));
         if !propagation.intersects(MsFlags::MS_SHARED) {
             mount(
                 nothing,
@@ -115,7 +114,7 @@ impl<'a> RootBuilder<'a> {
                 source_path.display()
             )
         };
-        let mut source = open_source(source_path).at(step)?;
+        let mut source = bind_source::open(source_path).at(step)?;
         if let Some(sub_path) = &mount.options.sub_path {
             // The volume is the root of the resolution: its links, which containers write, lead nowhere else.
             source = inside::open_or_make(&source, sub_path, Kind::Directory)
@@ -368,22 +367,23 @@ const READ_ONLY: AttributeChange = AttributeChange {
     clear: 0,
 };
 
+/// What the container's copy of the agent's mounts is to them while the root is built. The copy of a slave would have
+/// nobody to give its mounts to; volumes that do not share theirs leave the peer group one by one.
+fn inherited(plan: &RootPlan) -> MsFlags {
+    let shares = plan.mounts.iter().any(|mount| {
+        let options = &mount.options.propagation;
+        options
+            .iter()
+            .any(|flags| flags.contains(MsFlags::MS_SHARED))
+    });
+    if shares {
+        MsFlags::MS_SHARED
+    } else {
+        MsFlags::MS_SLAVE
+    }
+}
+
 /// The path by which mount(2) reaches a descriptor, through the agent's /proc.
 fn by_descriptor(fd: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
-}
-
-/// Opens the source of a bind mount. Below the host's shared trees links may not lead out: containers write there.
-fn open_source(path: &Path) -> io::Result<OwnedFd> {
-    match path.strip_prefix(GUEST_ROOT) {
-        Ok(below) if !below.as_os_str().is_empty() => {
-            let shared = fs::File::open(GUEST_ROOT)?;
-            inside::open_beneath(&shared, below)
-        }
-        _ => Ok(nix::fcntl::open(
-            path,
-            OFlag::O_PATH | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )?),
-    }
 }

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use vmpod_agent_protocol::messages::Stdio;
 
 use super::super::api::{ContainerError, ProcessName};
+use super::super::bind_source;
 use super::super::exec_process::ExecProcess;
 use super::super::first_process::FirstProcess;
 use super::super::group::Group;
@@ -89,6 +90,7 @@ pub(super) async fn first(
         streams: &streams,
         mount_point: &config.mount_point,
     };
+    bind_source::settle(&plan.root);
     let (child, exit) = reaper
         .watch(|| clone_process(&request, || body.run()))
         .at(|| "make the first process")

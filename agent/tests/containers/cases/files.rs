@@ -134,6 +134,14 @@ pub async fn read_only_root_cannot_be_written(fixture: Fixture) {
 }
 
 pub async fn mounts_made_later_are_seen_as_propagation_says(fixture: Fixture) {
+    mounts_made_later(fixture, None).await;
+}
+
+pub async fn mounts_made_later_are_seen_with_a_shared_root_as_well(fixture: Fixture) {
+    mounts_made_later(fixture, Some("rshared")).await;
+}
+
+async fn mounts_made_later(fixture: Fixture, root_propagation: Option<&str>) {
     let volume = fixture.scratch.join("volume");
     for directory in ["", "later", "inner"] {
         fs::create_dir_all(volume.join(directory)).unwrap();
@@ -155,7 +163,9 @@ pub async fn mounts_made_later_are_seen_as_propagation_says(fixture: Fixture) {
                   mount -t tmpfs inner /volume/inner && touch /volume/inner/from-container; echo seen; sleep 1000";
     let mut both = fixture.spec("both", script);
     bind(&mut both, &volume, "/volume", &["rshared"]);
-    both["linux"]["rootfsPropagation"] = json!("rshared");
+    if let Some(word) = root_propagation {
+        both["linux"]["rootfsPropagation"] = json!(word);
+    }
     for set in ["bounding", "effective", "permitted"] {
         both["process"]["capabilities"][set] = json!(["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]);
     }

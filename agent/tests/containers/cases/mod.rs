@@ -41,6 +41,7 @@ cases![
         mount_point_with_a_link_out_of_the_root_stays_inside,
         read_only_root_cannot_be_written,
         mounts_made_later_are_seen_as_propagation_says,
+        mounts_made_later_are_seen_with_a_shared_root_as_well,
         working_directory_that_is_missing_is_made;
     privileges:
         process_runs_with_its_user_groups_and_capabilities,

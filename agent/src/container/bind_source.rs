@@ -1,0 +1,53 @@
+//! The sources of bind mounts: paths of the agent's tree, opened so that they are mounts of their own.
+//!
+//! A directory of a shared tree that is a mount of the host becomes a mount in the guest when somebody goes through it
+//! (FUSE's automounts), in the namespace of whoever that is. Mounts made on a volume reach another container only where
+//! both have copies of one mount; so the agent goes through each source before the container's namespace is copied from
+//! its own, and the container's first process finds the mount there. Opening with O_PATH alone does not go through the
+//! last component (openat2(2), fs/namei.c `follow_automount`), with O_DIRECTORY it does.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use vmpod_agent_protocol::GUEST_ROOT;
+
+use super::inside;
+use super::plan::RootPlan;
+
+/// Makes the sources of all bind mounts mounts of the calling process's namespace, where they are on the host's side.
+///
+/// What is not there or cannot be opened is left to the container's first process, which has words for it.
+pub fn settle(plan: &RootPlan) {
+    for mount in &plan.mounts {
+        if mount.options.bind.is_some() {
+            let _ = open(Path::new(&mount.source));
+        }
+    }
+}
+
+/// Opens the source of a bind mount (O_PATH). Below the host's shared trees links may not lead out: containers write
+/// there.
+pub fn open(path: &Path) -> io::Result<OwnedFd> {
+    match open_as(path, OFlag::O_DIRECTORY) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOTDIR) => open_as(path, OFlag::empty()),
+        other => other,
+    }
+}
+
+fn open_as(path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
+    match path.strip_prefix(GUEST_ROOT) {
+        Ok(below) if !below.as_os_str().is_empty() => {
+            let shared = fs::File::open(GUEST_ROOT)?;
+            inside::open_beneath(&shared, below, flags)
+        }
+        _ => Ok(nix::fcntl::open(
+            path,
+            OFlag::O_PATH | OFlag::O_CLOEXEC | flags,
+            Mode::empty(),
+        )?),
+    }
+}
