@@ -1,6 +1,6 @@
 //! Volumes: what containers and host see of each other's files.
 
-use vmpod_tests::Pod;
+use vmpod_tests::{Pod, eventually};
 
 #[test]
 #[ignore = "starts virtual machines: run by cargo xtask test"]
@@ -173,4 +173,62 @@ fn sub_path_cannot_lead_out_of_its_volume() {
         !outcome.out.contains("passwd") && !outcome.out.contains("hosts"),
         "{outcome}"
     );
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn bidirectional_mount_is_seen_by_a_neighbour() {
+    // One volume that is a directory of the host, one in the guest's memory: both are mounts in the guest, made in
+    // different ways.
+    let pod = Pod::new(
+        "
+  terminationGracePeriodSeconds: 1
+  volumes: [{name: v, emptyDir: {}}, {name: w, emptyDir: {medium: Memory}}]
+  containers:
+  - name: before
+    image: busybox
+    command: [sleep, '1000']
+    volumeMounts:
+    - {name: v, mountPath: /v, mountPropagation: HostToContainer}
+    - {name: w, mountPath: /w, mountPropagation: HostToContainer}
+  - name: apart
+    image: busybox
+    command: [sleep, '1000']
+    volumeMounts: [{name: v, mountPath: /v}, {name: w, mountPath: /w, mountPropagation: None}]
+  - name: mounter
+    image: busybox
+    securityContext: {privileged: true}
+    command: [sleep, '1000']
+    volumeMounts:
+    - {name: v, mountPath: /v, mountPropagation: Bidirectional}
+    - {name: w, mountPath: /w, mountPropagation: Bidirectional}
+  - name: after
+    image: busybox
+    command: [sleep, '1000']
+    volumeMounts:
+    - {name: v, mountPath: /v, mountPropagation: HostToContainer}
+    - {name: w, mountPath: /w, mountPropagation: HostToContainer}",
+    );
+    pod.start();
+    for container in ["before", "apart", "mounter", "after"] {
+        eventually(&format!("container {container} running"), || {
+            pod.container(container)["state"]["running"]
+                .is_object()
+                .then_some(())
+        });
+    }
+    for volume in ["/v", "/w"] {
+        let place = format!("{volume}/m");
+        let mount = format!("mkdir {place} && mount -t tmpfs none {place} && touch {place}/seen");
+        assert_eq!(pod.sh("mounter", &mount), "");
+        for neighbour in ["before", "after"] {
+            assert_eq!(pod.sh(neighbour, &format!("ls {place}")), "seen\n");
+        }
+        assert_eq!(pod.sh("apart", &format!("ls {place}")), "");
+        // Its end is seen as well.
+        assert_eq!(pod.sh("mounter", &format!("umount {place}")), "");
+        for neighbour in ["before", "after"] {
+            assert_eq!(pod.sh(neighbour, &format!("ls {place}")), "");
+        }
+    }
 }
