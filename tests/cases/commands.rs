@@ -267,12 +267,23 @@ fn port_forward_reaches_the_pods_localhost() {
 fn stats_count_what_the_containers_use() {
     let pod = running();
     let text = vmpod(["stats", "--output", "json", &pod.name]).ok();
-    let first = text.lines().next().unwrap_or_default();
-    assert!(
-        first.contains('c') && serde_json::from_str::<serde_json::Value>(&text).is_ok(),
-        "{text}"
-    );
-    assert!(vmpod(["stats", &pod.name]).ok().contains('c'));
+    let stats: serde_json::Value =
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+    let container = &stats[0]["containers"][0];
+    assert_eq!(container["container"], "c", "{text}");
+    for figure in [
+        &container["cpuUsageMicroseconds"],
+        &container["memoryBytes"],
+        &container["pids"],
+        &stats[0]["guest"]["memoryTotalBytes"],
+        &stats[0]["host"]["vmm"]["anonymousBytes"],
+    ] {
+        assert!(figure.as_u64().is_some_and(|n| n > 0), "{text}");
+    }
+    let table = vmpod(["stats", &pod.name]).ok();
+    let row = table.lines().nth(1).unwrap_or_default();
+    let words: Vec<&str> = row.split_whitespace().collect();
+    assert_eq!(words[..2], [pod.name.as_str(), "c"], "{table}");
 }
 
 #[test]

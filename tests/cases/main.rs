@@ -4,6 +4,7 @@ mod bad_input;
 mod check;
 mod commands;
 mod examples;
+mod images;
 mod leaks;
 mod life;
 mod network;

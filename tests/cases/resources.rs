@@ -1,6 +1,6 @@
 //! The machine is sized from the pod; limits hold inside.
 
-use vmpod_tests::Pod;
+use vmpod_tests::{Pod, eventually};
 
 #[test]
 #[ignore = "starts virtual machines: run by cargo xtask test"]
@@ -70,4 +70,36 @@ fn guest_and_host_overhead_stay_within_their_bounds() {
     };
     let used = (kib("MemTotal") - kib("MemAvailable")) / 1024;
     assert!(used < 24, "{used} MiB are used in the guest\n{info}");
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn memory_that_the_guest_frees_goes_back_to_the_host() {
+    let pod = Pod::new(
+        "
+  terminationGracePeriodSeconds: 1
+  volumes: [{name: m, emptyDir: {medium: Memory}}]
+  containers: [{name: c, image: busybox, command: [sleep, '1000'], volumeMounts: [{name: m, mountPath: /m}], resources: {limits: {memory: 256Mi}}}]",
+    );
+    pod.start();
+    pod.await_phase("Running");
+    let vmm = pod.inspect()["vmpod"]["vmmPid"].clone();
+    let resident = || -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{vmm}/status")).expect("the VMM");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().nth(1));
+        kib.and_then(|kib| kib.parse::<u64>().ok()).expect("VmRSS") / 1024
+    };
+    let before = resident();
+    let _ = pod.sh(
+        "c",
+        "dd if=/dev/urandom of=/m/x bs=1M count=120 2>/dev/null",
+    );
+    let full = resident();
+    // Some of it lies in pages that were touched before.
+    assert!(full >= before + 80, "{before} MiB, then {full} MiB");
+    let _ = pod.sh("c", "rm /m/x");
+    eventually("less memory of the VMM", || {
+        (resident() < full - 80).then_some(())
+    });
 }

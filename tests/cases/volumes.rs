@@ -1,6 +1,6 @@
 //! Volumes: what containers and host see of each other's files.
 
-use vmpod_tests::{Pod, eventually};
+use vmpod_tests::{Pod, eventually, vmpod};
 
 #[test]
 #[ignore = "starts virtual machines: run by cargo xtask test"]
@@ -231,4 +231,49 @@ fn bidirectional_mount_is_seen_by_a_neighbour() {
             assert_eq!(pod.sh(neighbour, &format!("ls {place}")), "");
         }
     }
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn config_map_comes_from_a_file_of_its_own() {
+    let pod = Pod::new(
+        "
+  restartPolicy: Never
+  volumes: [{name: m, configMap: {name: apart}}]
+  containers: [{name: c, image: busybox, command: [cat, /m/key], volumeMounts: [{name: m, mountPath: /m}]}]",
+    );
+    vmpod(["run"])
+        .arg(pod.manifest())
+        .fails(2, &["spec.volumes[0]", "apart"]);
+    let file = pod.directory.path().join("objects.yaml");
+    std::fs::write(
+        &file,
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: apart}\ndata: {key: from-a-file}\n",
+    )
+    .unwrap();
+    let outcome = vmpod(["run", "--rm", "--configmap"])
+        .arg(&file)
+        .arg(pod.manifest())
+        .run();
+    assert_eq!(outcome.code, 0, "{outcome}");
+    assert!(outcome.out.contains("from-a-file"), "{outcome}");
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn pod_over_the_size_limit_of_its_empty_dir_is_evicted_with_the_volume_named() {
+    let pod = Pod::new(
+        "
+  terminationGracePeriodSeconds: 1
+  volumes: [{name: scratch, emptyDir: {sizeLimit: 1Mi}}]
+  containers: [{name: c, image: busybox, command: [sh, -c, 'dd if=/dev/zero of=/s/x bs=1M count=3; sleep 1000'], volumeMounts: [{name: scratch, mountPath: /s}]}]",
+    );
+    pod.start();
+    let status = pod.await_phase("Failed")["status"].clone();
+    assert_eq!(status["reason"], "Evicted", "{status}");
+    let message = status["message"].as_str().unwrap_or_default();
+    assert!(
+        message.contains("scratch") && message.contains("1048576 bytes"),
+        "{message}"
+    );
 }

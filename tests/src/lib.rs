@@ -7,11 +7,13 @@ mod cli;
 mod host;
 mod http;
 mod pod;
+mod registry;
 
 pub use cli::{Outcome, Vmpod, vmpod};
 pub use host::{Footprint, processes_with};
 pub use http::get;
 pub use pod::Pod;
+pub use registry::{Registry, SmallImage};
 
 use std::time::{Duration, Instant};
 

@@ -17,6 +17,7 @@ use super::status::PodStatus;
 use super::tree::{self, VolumeError};
 use crate::host::bundle::{Bundle, PartMissing};
 use crate::host::capacity::Capacity;
+use crate::host::disk_room::{self, DiskFull};
 use crate::images::{Image, UserError, resolve_user};
 use crate::manifest::plan::{ContainerPlan, PodPlan, VolumeKind};
 use crate::network::{self, NetworkError};
@@ -31,6 +32,9 @@ pub enum PrepareError {
     /// A part of vmpod is missing.
     #[error(transparent)]
     Bundle(#[from] PartMissing),
+    /// No room.
+    #[error(transparent)]
+    Disk(#[from] DiskFull),
     /// Name, capacity or port.
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -119,6 +123,7 @@ pub fn prepare(
     image: &mut ImageSource<'_>,
 ) -> Result<(ReservedPod, PodRecord), PrepareError> {
     options.bundle.check()?;
+    disk_room::check(&roots.state)?;
     for volume in &plan.volumes {
         if let VolumeKind::HostPath { path, type_ } = &volume.kind {
             tree::check_host_path(path, *type_).map_err(|source| PrepareError::Volume {

@@ -87,7 +87,7 @@ fn measured(pod: &FoundPod, first: &m::StatsResponse, second: &m::StatsResponse)
                 .iter()
                 .find(|c| c.container_id == now.container_id);
             json!({
-                "container": bounded(&now.container_id),
+                "container": bounded(name_of(&now.container_id)),
                 "cpuPercent": percent(before, now),
                 "cpuUsageMicroseconds": now.cpu_usage_us,
                 "memoryBytes": now.memory_usage,
@@ -130,6 +130,11 @@ fn measured(pod: &FoundPod, first: &m::StatsResponse, second: &m::StatsResponse)
             "supervisor": status.and_then(|s| s.supervisor).map(|p| process_memory(p.pid)),
         },
     })
+}
+
+/// The container's name in the manifest: ids are that name, which has no dot, and the attempt.
+fn name_of(container_id: &str) -> &str {
+    container_id.split('.').next().unwrap_or(container_id)
 }
 
 /// CPU use between two looks, 100 for one whole CPU.

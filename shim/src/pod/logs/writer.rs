@@ -54,7 +54,10 @@ impl LogWriter {
                 self.lost = 0;
             }
         }
-        if self.file.append(record).is_err() {
+        if let Err(error) = self.file.append(record) {
+            if self.lost == 0 {
+                tracing::error!(%error, "a container's output is being lost");
+            }
             self.lost += record.len() as u64;
         }
     }
