@@ -7,6 +7,9 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -143,19 +146,49 @@ impl Invocation {
     }
 }
 
-/// Gives each line of the child's piped standard output to `lines`, until there are no more.
+/// How long a program may print nothing: a test that hangs, or something that it left behind and that
+/// holds its output open, must not hold up everything else.
+const SILENCE: Duration = Duration::from_secs(900);
+
+/// Gives each line of the child's piped standard output to `lines`, until there are no more. A child
+/// that is silent for too long is killed, and a line says so.
 pub fn each_line(child: &mut Child, lines: &mut dyn FnMut(&str)) {
+    each_line_within(child, SILENCE, lines);
+}
+
+fn each_line_within(child: &mut Child, silence: Duration, lines: &mut dyn FnMut(&str)) {
     let Some(output) = child.stdout.take() else {
         return;
     };
-    let mut reader = BufReader::new(output);
-    let mut line = Vec::new();
-    while reader
-        .read_until(b'\n', &mut line)
-        .is_ok_and(|read| read > 0)
-    {
-        lines(String::from_utf8_lossy(&line).trim_end_matches('\n'));
-        line.clear();
+    let (sender, receiver) = mpsc::channel();
+    // Reading cannot be given up, but whoever reads can be left behind.
+    thread::spawn(move || {
+        let mut reader = BufReader::new(output);
+        let mut line = Vec::new();
+        while reader
+            .read_until(b'\n', &mut line)
+            .is_ok_and(|read| read > 0)
+        {
+            let text = String::from_utf8_lossy(&line);
+            if sender.send(text.trim_end_matches('\n').to_owned()).is_err() {
+                return;
+            }
+            line.clear();
+        }
+    });
+    loop {
+        match receiver.recv_timeout(silence) {
+            Ok(line) => lines(&line),
+            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => {
+                let _ = child.kill();
+                lines(&format!(
+                    "error: nothing was printed for {} s: killed",
+                    silence.as_secs()
+                ));
+                return;
+            }
+        }
     }
 }
 
@@ -185,6 +218,24 @@ mod tests {
     fn output_with_missing_program_names_it() {
         let error = output(&mut Command::new("/no/such/program")).unwrap_err();
         assert!(format!("{error:#}").contains("/no/such/program"));
+    }
+
+    #[test]
+    fn each_line_of_a_program_that_falls_silent_ends_with_its_death() {
+        let script = "echo one; echo two; exec sleep 600";
+        let mut command = Command::new("sh");
+        let mut child = command
+            .args(["-c", script])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut seen = Vec::new();
+        each_line_within(&mut child, Duration::from_secs(3), &mut |line| {
+            seen.push(line.to_owned());
+        });
+        assert_eq!(code(child.wait().unwrap()), 137);
+        assert_eq!(seen[..2], ["one", "two"]);
+        assert!(seen[2].contains("nothing was printed for 3 s"), "{seen:?}");
     }
 
     #[test]
