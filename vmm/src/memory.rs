@@ -2,7 +2,9 @@
 //!
 //! Created once by the machine and then shared, never resized. Does not know KVM's memory slots.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use vm_memory::{
@@ -15,7 +17,8 @@ use crate::virtio::GuestMemory;
 
 /// Pages looked at with one mincore(2).
 const RESIDENCY_PAGES: usize = 4096;
-const PAGE: usize = 4096;
+/// Bytes of a page, of guest and host.
+pub const PAGE: u64 = 4096;
 /// Bytes of RAM for each byte of Linux's page descriptors (`struct page`).
 const PAGE_DESCRIPTOR_RATIO: u64 = 64;
 /// What the kernel allocates early beside them: per-CPU areas and hash tables.
@@ -121,9 +124,9 @@ pub fn expect_early_allocations(
         .raw_value()
         .saturating_sub(start)
         .min(region.len())
-        .next_multiple_of(PAGE as u64);
+        .next_multiple_of(PAGE);
     let length = (total / PAGE_DESCRIPTOR_RATIO + EARLY_BYTES).min(end);
-    let offset = (end - length) & !(PAGE as u64 - 1);
+    let offset = (end - length) & !(PAGE - 1);
     let (Ok(offset), Ok(length)) = (usize::try_from(offset), usize::try_from(end - offset)) else {
         return Ok(());
     };
@@ -143,6 +146,53 @@ pub fn expect_early_allocations(
         what: "madvise(MADV_HUGEPAGE)",
         source,
     })
+}
+
+/// Maps part of a file over guest memory: private and writable, so that the file is never changed. Offset, address and
+/// length are whole pages.
+///
+/// # Errors
+/// The range does not lie in one region of guest memory, or mmap(2) failed.
+pub fn map_file(
+    guest: &GuestMemoryMmap<()>,
+    file: &File,
+    offset: u64,
+    address: u64,
+    length: u64,
+) -> io::Result<()> {
+    let length = usize::try_from(length).map_err(io::Error::other)?;
+    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    let slice = guest
+        .get_slice(GuestAddress(address), length)
+        .map_err(io::Error::other)?;
+    let target = slice.ptr_guard_mut();
+    // SAFETY: `get_slice` says that the whole range lies in one region of guest memory, which is a private mapping of
+    // ours, page aligned like `address`; replacing pages of it keeps its length and protection. Nothing holds Rust
+    // references into guest memory.
+    let mapped = unsafe {
+        libc::mmap(
+            target.as_ptr().cast(),
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+            file.as_raw_fd(),
+            offset,
+        )
+    };
+    if mapped == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Has core dumps leave out all of guest memory, what was mapped over it included.
+///
+/// # Errors
+/// madvise(2) failed.
+pub fn leave_out_of_dumps(guest: &GuestMemoryMmap<()>) -> Result<(), MemoryError> {
+    guest
+        .iter()
+        .try_for_each(|region| advise(region, libc::MADV_DONTDUMP, "madvise(MADV_DONTDUMP)"))
 }
 
 /// Host address of the first byte of a region.
@@ -171,14 +221,14 @@ pub fn resident_bytes(memory: &GuestMemoryMmap<()>) -> Result<u64, MemoryError> 
     let mut pages = 0u64;
     let mut seen = vec![0u8; RESIDENCY_PAGES];
     for region in memory.iter() {
-        let total = region.size().div_ceil(PAGE);
+        let total = region.size().div_ceil(PAGE as usize);
         for first in (0..total).step_by(RESIDENCY_PAGES) {
             let n = (total - first).min(RESIDENCY_PAGES);
             // SAFETY: pages `first..first + n` lie inside the region's mapping, and `seen` holds a byte for each.
             let result = unsafe {
                 libc::mincore(
-                    region.as_ptr().add(first * PAGE).cast(),
-                    n * PAGE,
+                    region.as_ptr().add(first * PAGE as usize).cast(),
+                    n * PAGE as usize,
                     seen.as_mut_ptr(),
                 )
             };
@@ -191,7 +241,7 @@ pub fn resident_bytes(memory: &GuestMemoryMmap<()>) -> Result<u64, MemoryError> 
             pages += seen.iter().take(n).map(|b| u64::from(b & 1)).sum::<u64>();
         }
     }
-    Ok(pages * PAGE as u64)
+    Ok(pages * PAGE)
 }
 
 #[cfg(test)]

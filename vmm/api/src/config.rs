@@ -35,6 +35,14 @@ pub struct MachineConfig {
     /// Balloon with free page reporting.
     #[serde(default)]
     pub balloon: bool,
+    /// Existing empty directory that a later [`crate::Request::Snapshot`] writes to. Not with block devices, and not with
+    /// `restore`.
+    #[serde(default)]
+    pub snapshot_to: Option<PathBuf>,
+    /// Directory of a snapshot to go on from instead of booting. The machine must have the saved one's size and devices;
+    /// what they are connected to on the host is its own. Not with block devices.
+    #[serde(default)]
+    pub restore: Option<PathBuf>,
     /// Confinement of the VMM process; absent only for debugging.
     #[serde(default)]
     pub jail: Option<JailConfig>,
@@ -206,6 +214,20 @@ impl MachineConfig {
                 );
             }
         }
+        if self.snapshot_to.is_some() && self.restore.is_some() {
+            return fail(
+                "snapshot_to".into(),
+                "given with restore".into(),
+                "expected one of them, or none",
+            );
+        }
+        if (self.snapshot_to.is_some() || self.restore.is_some()) && !self.blocks.is_empty() {
+            return fail(
+                "blocks".into(),
+                format!("{} devices", self.blocks.len()),
+                "expected none in a machine that is saved or goes on from a snapshot",
+            );
+        }
         if let Some(vsock) = &self.vsock
             && vsock.guest_cid < 3
         {
@@ -258,6 +280,8 @@ mod tests {
             blocks: vec![],
             vsock: None,
             balloon: false,
+            snapshot_to: None,
+            restore: None,
             jail: None,
         }
     }
@@ -279,6 +303,22 @@ mod tests {
             mtu: 1500,
         });
         assert_eq!(m.validate().unwrap_err().field, "nets[0].mac");
+    }
+
+    #[test]
+    fn machine_saved_and_restored_at_once_or_with_disks_is_refused() {
+        let mut m = machine();
+        m.snapshot_to = Some("/a".into());
+        assert_eq!(m.validate(), Ok(()));
+        m.restore = Some("/b".into());
+        assert_eq!(m.validate().unwrap_err().field, "snapshot_to");
+        m.snapshot_to = None;
+        m.blocks.push(BlockConfig {
+            serial: "d".into(),
+            source: BlockSource::Fd(5),
+            read_only: false,
+        });
+        assert_eq!(m.validate().unwrap_err().field, "blocks");
     }
 
     #[test]

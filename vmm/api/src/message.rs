@@ -16,6 +16,9 @@ pub enum Request {
     Pause,
     /// Let them run again. Idempotent.
     Resume,
+    /// Write the machine to its `snapshot_to` directory. It stands still meanwhile, and goes on then if it ran. Once per
+    /// machine.
+    Snapshot,
     /// End the machine and the process.
     Stop,
     /// What this machine is and how it is.

@@ -6,11 +6,10 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::{layout, memory};
 
@@ -286,7 +285,7 @@ fn place(guest: &GuestMemoryMmap<()>, file: &File, segment: Segment) -> io::Resu
         0
     };
     if mapped > 0 {
-        map_file(guest, file, segment.offset, segment.address, mapped)?;
+        memory::map_file(guest, file, segment.offset, segment.address, mapped)?;
     }
     let mut done = mapped;
     let mut buffer = vec![0u8; PAGE as usize];
@@ -300,41 +299,6 @@ fn place(guest: &GuestMemoryMmap<()>, file: &File, segment: Segment) -> io::Resu
             .map_err(io::Error::other)?;
         done += n;
     }
-    Ok(())
-}
-
-/// Replaces whole pages of guest memory by a private mapping of the file.
-fn map_file(
-    guest: &GuestMemoryMmap<()>,
-    file: &File,
-    offset: u64,
-    address: u64,
-    length: u64,
-) -> io::Result<()> {
-    let length = usize::try_from(length).map_err(io::Error::other)?;
-    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
-    let slice = guest
-        .get_slice(GuestAddress(address), length)
-        .map_err(io::Error::other)?;
-    let target = slice.ptr_guard_mut();
-    // SAFETY: `get_slice` says that the whole range lies in one region of guest memory, which is a private mapping of
-    // ours, page aligned like `address`; replacing pages of it keeps its length and protection. Nothing holds Rust
-    // references into guest memory.
-    let mapped = unsafe {
-        libc::mmap(
-            target.as_ptr().cast(),
-            length,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
-            file.as_raw_fd(),
-            offset,
-        )
-    };
-    if mapped == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the same range as above. The advice only concerns core dumps, so its failure does not matter.
-    unsafe { libc::madvise(mapped, length, libc::MADV_DONTDUMP) };
     Ok(())
 }
 

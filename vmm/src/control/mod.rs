@@ -269,8 +269,8 @@ impl Control {
         Ok(())
     }
 
-    fn answer(&self, request: &Request) -> Reply {
-        let Some(machine) = &self.machine else {
+    fn answer(&mut self, request: &Request) -> Reply {
+        let Some(machine) = &mut self.machine else {
             return match request {
                 Request::Info => Reply::Info(empty()),
                 Request::Metrics => Reply::Metrics(Metrics::default()),
@@ -288,6 +288,10 @@ impl Control {
                 machine.resume();
                 Reply::Done
             }
+            Request::Snapshot => match machine.snapshot() {
+                Ok(()) => Reply::Done,
+                Err(e) => Reply::Error { message: chain(&e) },
+            },
             Request::Info => Reply::Info(machine.info()),
             Request::Metrics => match machine.metrics() {
                 Ok(metrics) => Reply::Metrics(metrics),

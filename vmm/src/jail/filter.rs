@@ -14,6 +14,8 @@ use super::syscalls;
 pub enum ThreadKind {
     /// The main thread once the machine runs.
     Control,
+    /// The same as long as it may be asked for a snapshot.
+    Snapshot,
     /// Runs a vCPU.
     Vcpu,
     /// Serves a queue of the file system device.
@@ -24,6 +26,7 @@ pub enum ThreadKind {
     Spawner,
 }
 
+/// The kinds that every machine has.
 const KINDS: [ThreadKind; 5] = [
     ThreadKind::Control,
     ThreadKind::Vcpu,
@@ -37,6 +40,9 @@ impl ThreadKind {
         let mut calls = vec![syscalls::COMMON];
         match self {
             Self::Control => calls.push(syscalls::CONTROL),
+            Self::Snapshot => {
+                calls.extend([syscalls::CONTROL, syscalls::SNAPSHOT, syscalls::NARROW]);
+            }
             Self::Vcpu => calls.push(syscalls::VCPU),
             Self::Files => calls.push(syscalls::FILES),
             Self::Device => calls.push(syscalls::DEVICE),
@@ -50,6 +56,7 @@ impl ThreadKind {
         match self {
             Self::Vcpu => syscalls::VCPU_IOCTLS,
             Self::Device | Self::Spawner => syscalls::DEVICE_IOCTLS,
+            Self::Snapshot => syscalls::SNAPSHOT_IOCTLS,
             Self::Control | Self::Files => &[],
         }
     }
@@ -75,12 +82,16 @@ pub struct Filters {
 }
 
 impl Filters {
-    /// Writes the filters of this process.
+    /// Writes the filters of this process; `snapshot` says whether its machine may be asked for one.
     #[must_use]
-    pub fn compile() -> Self {
+    pub fn compile(snapshot: bool) -> Self {
+        let mut kinds = KINDS.to_vec();
+        if snapshot {
+            kinds.push(ThreadKind::Snapshot);
+        }
         Self {
-            process: allowed(&KINDS).program(),
-            by_kind: KINDS
+            process: allowed(&kinds).program(),
+            by_kind: kinds
                 .iter()
                 .map(|&kind| (kind, allowed(&[kind]).program()))
                 .collect(),
@@ -264,7 +275,7 @@ mod tests {
 
     #[test]
     fn filter_of_the_process_covers_each_kind_and_all_are_short() {
-        let filters = Filters::compile();
+        let filters = Filters::compile(true);
         let process = allowed(&KINDS);
         for kind in KINDS {
             let of_kind = allowed(&[kind]);
@@ -323,7 +334,7 @@ mod tests {
 
     #[test]
     fn refused_call_ends_the_process_with_its_number() {
-        let filters = Filters::compile();
+        let filters = Filters::compile(true);
         let mut pipe = [0; 2];
         // SAFETY: the array has room for both descriptors.
         assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);

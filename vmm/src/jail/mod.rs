@@ -53,6 +53,7 @@ static FILTERS: OnceLock<Filters> = OnceLock::new();
 #[derive(Debug)]
 pub struct Jail {
     serves_files: bool,
+    snapshot: bool,
 }
 
 impl Jail {
@@ -65,7 +66,14 @@ impl Jail {
         limits::unprotect_from_oom_killer().map_err(process("set oom_score_adj"))?;
         let places = root::enter(&jail.root, config)?;
         let serves_files = !config.shares.is_empty();
-        Ok((Self { serves_files }, places))
+        let snapshot = config.snapshot_to.is_some();
+        Ok((
+            Self {
+                serves_files,
+                snapshot,
+            },
+            places,
+        ))
     }
 
     /// Drops privileges and installs the filter of the process. To be called when everything is open and there is still
@@ -74,7 +82,7 @@ impl Jail {
     /// # Errors
     /// The kernel refuses.
     pub fn close(self) -> Result<(), JailError> {
-        let filters = Filters::compile();
+        let filters = Filters::compile(self.snapshot);
         capabilities::reduce(self.serves_files).map_err(process("drop capabilities"))?;
         limits::seal().map_err(process("set process attributes"))?;
         filters.install_for_process()?;

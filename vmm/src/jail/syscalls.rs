@@ -102,6 +102,9 @@ pub const CONTROL: &[c_long] = &[
     SYS_ftruncate,
 ];
 
+/// Of the control thread as long as it may be asked for a snapshot: reading the page map, and starting the devices again.
+pub const SNAPSHOT: &[c_long] = &[SYS_pread64, SYS_eventfd2, SYS_epoll_create1];
+
 /// Needed by a thread to narrow itself down: its capabilities and its filter.
 pub const NARROW: &[c_long] = &[SYS_capset, SYS_seccomp];
 
@@ -110,6 +113,26 @@ pub const VCPU_IOCTLS: &[u32] = &[
     0xae80,      // KVM_RUN
     0xaead,      // KVM_KVMCLOCK_CTRL
     0x8090_ae81, // KVM_GET_REGS
+    0x4004_54d0, // TUNSETOFFLOAD
+    0x4004_54d8, // TUNSETVNETHDRSZ
+    0x4004_54dc, // TUNSETVNETLE
+];
+
+/// ioctl requests of the control thread as long as it may be asked for a snapshot: taking the state out of KVM, and
+/// setting up a tap again.
+pub const SNAPSHOT_IOCTLS: &[u32] = &[
+    0xaea3,      // KVM_GET_TSC_KHZ
+    0x8004_ae98, // KVM_GET_MP_STATE
+    0x8030_ae7c, // KVM_GET_CLOCK
+    0x8040_ae9f, // KVM_GET_VCPU_EVENTS
+    0x8080_aea1, // KVM_GET_DEBUGREGS
+    0x8090_ae81, // KVM_GET_REGS
+    0x8138_ae83, // KVM_GET_SREGS
+    0x8188_aea6, // KVM_GET_XCRS
+    0x8400_ae8e, // KVM_GET_LAPIC
+    0x9000_aea4, // KVM_GET_XSAVE
+    0xc008_ae88, // KVM_GET_MSRS
+    0xc208_ae62, // KVM_GET_IRQCHIP
     0x4004_54d0, // TUNSETOFFLOAD
     0x4004_54d8, // TUNSETVNETHDRSZ
     0x4004_54dc, // TUNSETVNETLE

@@ -44,6 +44,14 @@ impl ExitCounts {
         }
     }
 
+    /// The count of one kind.
+    #[must_use]
+    pub fn of(&self, kind: ExitKind) -> u64 {
+        self.0
+            .get(kind as usize)
+            .map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
     /// Kinds with their counts.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         NAMES

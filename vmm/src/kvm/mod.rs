@@ -6,15 +6,19 @@
 pub mod cpuid;
 pub mod exits;
 pub mod run_gate;
+pub mod saved;
 pub mod vcpu_state;
 pub mod vcpu_thread;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use std::os::fd::AsRawFd;
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 
+use self::saved::{VcpuState, VmState};
 use crate::virtio::GuestMemory;
 use crate::{layout, memory};
 
@@ -58,6 +62,21 @@ pub enum KvmError {
         /// Register.
         index: u32,
     },
+    /// A saved machine ran at another clock rate.
+    #[error(
+        "the saved machine's TSC ran at {saved} kHz and this host's runs at {now} kHz; it was saved on another host"
+    )]
+    ClockRate {
+        /// kHz in the saved state.
+        saved: u32,
+        /// kHz that KVM gives here.
+        now: u32,
+    },
+    /// A saved machine had another processor.
+    #[error(
+        "the saved machine has seen another processor than this host's KVM gives; it was saved on another host"
+    )]
+    OtherProcessor,
     /// A list is longer than its type allows.
     #[error("too many {what} for one ioctl")]
     TooManyEntries {
@@ -84,6 +103,8 @@ pub struct Vm {
     memory: GuestMemory,
     supported: CpuId,
     tsc_deadline: bool,
+    /// Registers that make up a vCPU's state; asked for only when a snapshot is to be taken.
+    msr_indices: Vec<u32>,
 }
 
 impl Vm {
@@ -91,9 +112,11 @@ impl Vm {
     ///
     /// No PIT: the guest has kvm-clock and the APIC timer, and a PIT that ticks costs exits.
     ///
+    /// `savable` says that the vCPUs' state will be taken out.
+    ///
     /// # Errors
     /// KVM is missing, too old, or refuses.
-    pub fn new(memory: GuestMemory, vcpus: u8) -> Result<Self, KvmError> {
+    pub fn new(memory: GuestMemory, vcpus: u8, savable: bool) -> Result<Self, KvmError> {
         let kvm = Kvm::new().map_err(KvmError::Open)?;
         let version = kvm.get_api_version();
         if version != API_VERSION {
@@ -124,6 +147,14 @@ impl Vm {
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(KvmError::ioctl("KVM_GET_SUPPORTED_CPUID"))?;
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+        let msr_indices = if savable {
+            kvm.get_msr_index_list()
+                .map_err(KvmError::ioctl("KVM_GET_MSR_INDEX_LIST"))?
+                .as_slice()
+                .to_vec()
+        } else {
+            Vec::new()
+        };
         let fd = create_vm(&kvm)?;
         fd.set_identity_map_address(layout::IDENTITY_MAP)
             .map_err(KvmError::ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
@@ -136,6 +167,7 @@ impl Vm {
             memory,
             supported,
             tsc_deadline,
+            msr_indices,
         };
         vm.register_memory()?;
         Ok(vm)
@@ -159,31 +191,90 @@ impl Vm {
         Ok(())
     }
 
-    /// Creates vCPU `id` of `count`; the first one starts at `entry`, the others wait for it.
-    ///
-    /// # Errors
-    /// KVM refuses.
-    pub fn create_vcpu(&self, id: u8, count: u8, entry: u64) -> Result<VcpuFd, KvmError> {
-        let vcpu = self
-            .fd
-            .create_vcpu(u64::from(id))
-            .map_err(KvmError::ioctl("KVM_CREATE_VCPU"))?;
-        let entries = cpuid::entries(
+    /// What CPUID tells vCPU `id` of `count`.
+    fn cpuid(&self, id: u8, count: u8) -> Vec<kvm_cpuid_entry2> {
+        cpuid::entries(
             self.supported.as_slice(),
             cpuid::Processor {
                 id,
                 count,
                 tsc_deadline: self.tsc_deadline,
             },
-        );
-        let cpuid = CpuId::from_entries(&entries).map_err(|_| KvmError::TooManyEntries {
-            what: "CPUID entries",
-        })?;
+        )
+    }
+
+    fn bare_vcpu(&self, id: u8) -> Result<VcpuFd, KvmError> {
+        self.fd
+            .create_vcpu(u64::from(id))
+            .map_err(KvmError::ioctl("KVM_CREATE_VCPU"))
+    }
+
+    /// Creates vCPU `id` of `count`; the first one starts at `entry`, the others wait for it.
+    ///
+    /// # Errors
+    /// KVM refuses.
+    pub fn create_vcpu(&self, id: u8, count: u8, entry: u64) -> Result<VcpuFd, KvmError> {
+        let vcpu = self.bare_vcpu(id)?;
+        let cpuid =
+            CpuId::from_entries(&self.cpuid(id, count)).map_err(|_| KvmError::TooManyEntries {
+                what: "CPUID entries",
+            })?;
         vcpu_state::initialise(&vcpu, &cpuid)?;
         if id == 0 {
             vcpu_state::enter_kernel(&vcpu, entry)?;
         }
         Ok(vcpu)
+    }
+
+    /// Creates the vCPUs of a saved machine, and gives the machine its interrupt controllers' state and clock.
+    ///
+    /// # Errors
+    /// KVM refuses, or the machine was saved on another host.
+    pub fn restore(&self, vm: &VmState, vcpus: &[VcpuState]) -> Result<Vec<VcpuFd>, KvmError> {
+        let count = u8::try_from(vcpus.len()).unwrap_or(u8::MAX);
+        let mut fds = Vec::with_capacity(vcpus.len());
+        for (id, state) in (0..count).zip(vcpus) {
+            // A guest that has met one processor must not find itself on another.
+            if state.cpuid != self.cpuid(id, count) {
+                return Err(KvmError::OtherProcessor);
+            }
+            let vcpu = self.bare_vcpu(id)?;
+            state.restore(&vcpu)?;
+            fds.push(vcpu);
+        }
+        vm.restore(&self.fd)?;
+        Ok(fds)
+    }
+
+    /// A second handle on a vCPU, to take its state out while its thread keeps it still.
+    ///
+    /// # Errors
+    /// The host lacks a descriptor or address space.
+    pub fn second_handle(&self, vcpu: &VcpuFd) -> Result<VcpuFd, KvmError> {
+        // SAFETY: the descriptor is open; the call has no memory arguments.
+        let fd = unsafe { libc::fcntl(vcpu.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err(KvmError::ioctl("fcntl(F_DUPFD_CLOEXEC) on a vCPU")(
+                errno::Error::last(),
+            ));
+        }
+        // SAFETY: the descriptor is a vCPU's, of this machine, and was duplicated for this value alone.
+        unsafe { self.fd.create_vcpu_from_rawfd(fd) }
+            .map_err(KvmError::ioctl("map the run area of a vCPU for"))
+    }
+
+    /// Takes the state out of a machine whose vCPUs and devices stand still. `vcpus` are all of them by index.
+    ///
+    /// # Errors
+    /// KVM refuses.
+    pub fn save(&self, vcpus: &[VcpuFd]) -> Result<(VmState, Vec<VcpuState>), KvmError> {
+        let count = u8::try_from(vcpus.len()).unwrap_or(u8::MAX);
+        let mut states = Vec::with_capacity(vcpus.len());
+        for (id, vcpu) in (0..count).zip(vcpus) {
+            let cpuid = self.cpuid(id, count);
+            states.push(VcpuState::save(vcpu, cpuid, &self.msr_indices)?);
+        }
+        Ok((VmState::save(&self.fd)?, states))
     }
 
     /// Raises interrupt line `gsi` whenever `irq` is written to.

@@ -76,6 +76,12 @@ impl RunGate {
         self.wanted()
     }
 
+    /// For a vCPU thread that ends: it stands for good, so that nobody waits for it.
+    pub fn leave(&self) {
+        *self.lock() += 1;
+        self.changed.notify_all();
+    }
+
     /// For the control thread: waits until `count` threads stand, or `Pause` is no longer wanted.
     pub fn wait_standing(&self, count: usize) {
         let mut standing = self.lock();

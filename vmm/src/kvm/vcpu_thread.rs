@@ -158,6 +158,10 @@ fn run(id: u8, mut vcpu: VcpuFd, shared: &Shared, counts: &ExitCounts) {
         match shared.gate.wanted() {
             Wanted::Run => {}
             Wanted::Pause => {
+                if let After::End(reason) = settle(id, &mut vcpu, shared, counts) {
+                    shared.ending.report(reason);
+                    break;
+                }
                 if shared.gate.stand() == Wanted::Run {
                     // Tells the guest that it stood still, so that its lockup detector keeps quiet. A guest that has
                     // not set up kvm-clock is not told, which is what the error says.
@@ -173,6 +177,28 @@ fn run(id: u8, mut vcpu: VcpuFd, shared: &Shared, counts: &ExitCounts) {
         }
     }
     RUNNING.set(ptr::null_mut());
+    shared.gate.leave();
+}
+
+/// Most accesses of one instruction, far above what a string instruction can leave open.
+const OPEN_ACCESSES: usize = 64;
+
+/// Completes the access that the last exit was for: KVM does that on the next entry, and until then the registers are not
+/// those of a whole instruction. No further instruction runs.
+fn settle(id: u8, vcpu: &mut VcpuFd, shared: &Shared, counts: &ExitCounts) -> After {
+    for _ in 0..OPEN_ACCESSES {
+        // Taken back by the answer to the interruption.
+        vcpu.set_kvm_immediate_exit(1);
+        let before = counts.of(ExitKind::Intr);
+        if let After::End(reason) = enter(id, vcpu, shared, counts) {
+            return After::End(reason);
+        }
+        if counts.of(ExitKind::Intr) != before {
+            break;
+        }
+    }
+    vcpu.set_kvm_immediate_exit(0);
+    After::Continue
 }
 
 /// Runs the guest until its next exit and answers it.

@@ -4,6 +4,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use vm_superio::SerialState;
 use vmpod_vmm_api::ExitReason;
 
 use crate::console::Uart;
@@ -41,6 +42,11 @@ impl Buses {
     /// Writes what the console has collected to its log.
     pub fn write_out_console(&self) {
         self.uart().writer_mut().write_out();
+    }
+
+    /// The console's registers, for a snapshot.
+    pub fn serial_state(&self) -> SerialState {
+        self.uart().state()
     }
 
     /// The register of the UART behind a port.

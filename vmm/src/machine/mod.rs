@@ -4,6 +4,7 @@
 
 mod buses;
 pub mod devices;
+mod saving;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use vm_superio::Serial;
+use vm_superio::serial::NoEvents;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmpod_vmm_api::{
     ConfigError, DeviceMetrics, MachineConfig, MachineInfo, MachineState, Metrics,
@@ -18,6 +20,7 @@ use vmpod_vmm_api::{
 
 use self::buses::Buses;
 use self::devices::DeviceError;
+use self::saving::Saving;
 use crate::boot::{self, BootError};
 use crate::console::SerialIrq;
 use crate::console::log::{ConsoleLog, LogError};
@@ -28,8 +31,9 @@ use crate::kvm::vcpu_thread::{Shared, VcpuThread, install_kick_handler};
 use crate::kvm::{KvmError, Vm};
 use crate::layout;
 use crate::memory::{self, MemoryError};
+use crate::snapshot::{RestoreError, Shape, Source, Target, WriteError};
 use crate::virtio::balloon::BalloonControl;
-use crate::virtio::mmio::{MmioBus, MmioTransport, NOTIFY_OFFSET, TransportError};
+use crate::virtio::mmio::{MmioBus, MmioTransport, NOTIFY_OFFSET, StateMismatch, TransportError};
 use crate::virtio::{GuestMemory, worker_thread};
 
 /// The machine could not be built or started.
@@ -41,6 +45,15 @@ pub enum CreateError {
     /// Guest memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// A snapshot to go on from.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    /// Its state and a device.
+    #[error(transparent)]
+    State(#[from] StateMismatch),
+    /// The files of a snapshot that may be taken.
+    #[error("prepare for a snapshot")]
+    Snapshot(#[from] WriteError),
     /// KVM.
     #[error(transparent)]
     Kvm(#[from] KvmError),
@@ -79,9 +92,20 @@ pub struct BuiltMachine {
     buses: Arc<Buses>,
     windows: Arc<MmioBus>,
     balloon: Option<BalloonControl>,
-    entry: u64,
+    beginning: Beginning,
+    /// Where a snapshot may be written to.
+    target: Option<Target>,
     /// Entered, and still to be closed.
     jail: Option<Jail>,
+}
+
+/// How a machine begins.
+#[derive(Debug)]
+enum Beginning {
+    /// At the kernel's entry.
+    Boot(boot::Prepared),
+    /// Where a saved one stood.
+    Restored(Box<Source>),
 }
 
 /// A running machine.
@@ -94,8 +118,10 @@ pub struct Machine {
     windows: Arc<MmioBus>,
     balloon: Option<BalloonControl>,
     memory: GuestMemory,
+    /// Present until the one snapshot was taken.
+    saving: Option<Saving>,
     // Last, so that it outlives the threads that run it.
-    _vm: Vm,
+    vm: Vm,
 }
 
 impl BuiltMachine {
@@ -107,14 +133,37 @@ impl BuiltMachine {
     pub fn build(config: MachineConfig) -> Result<Self, CreateError> {
         config.validate()?;
         let host = |what| move |source| CreateError::Host { what, source };
+        let saved = config
+            .restore
+            .as_deref()
+            .map(|directory| {
+                let shape = Shape {
+                    vcpus: config.vcpus.into(),
+                    memory_mib: config.memory_mib,
+                    devices: devices::count(&config),
+                };
+                Source::open(directory, shape)
+            })
+            .transpose()?;
+        let target = config
+            .snapshot_to
+            .as_deref()
+            .map(Target::create)
+            .transpose()?;
         let memory = memory::allocate(config.memory_mib)?;
-        let vm = Vm::new(Arc::clone(&memory), config.vcpus)?;
-        let entry = boot::prepare(
-            &memory,
-            &config.kernel,
-            config.vcpus,
-            devices::count(&config),
-        )?;
+        let beginning = match saved {
+            Some(saved) => {
+                saved.map_memory(&memory)?;
+                Beginning::Restored(Box::new(saved))
+            }
+            None => Beginning::Boot(boot::prepare(
+                &memory,
+                &config.kernel,
+                config.vcpus,
+                devices::count(&config),
+            )?),
+        };
+        let vm = Vm::new(Arc::clone(&memory), config.vcpus, target.is_some())?;
         let irq = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
             .map_err(host("create the console's interrupt"))?;
         vm.attach_irq(&irq, layout::SERIAL_IRQ)?;
@@ -130,15 +179,25 @@ impl BuiltMachine {
         let devices = devices::build(&config, sources, &places)?;
         let mut transports = Vec::with_capacity(devices.all.len());
         for (index, device) in devices.all.into_iter().enumerate() {
-            let transport = MmioTransport::new(device, Arc::clone(&memory))?;
+            let mut transport = MmioTransport::new(device, Arc::clone(&memory))?;
+            // There are as many as were saved: that is part of the shape.
+            if let Beginning::Restored(saved) = &beginning
+                && let Some(state) = saved.state().devices.get(index)
+            {
+                transport.restore(state)?;
+            }
             attach(&vm, &transport, index)?;
             transports.push(transport);
         }
         let windows = Arc::new(MmioBus::new(transports));
-        let buses = Arc::new(Buses::new(
-            Serial::new(SerialIrq(irq), log),
-            Arc::clone(&windows),
-        ));
+        let uart = match &beginning {
+            Beginning::Restored(saved) => {
+                Serial::from_state(&saved.state().serial, SerialIrq(irq), NoEvents, log)
+                    .map_err(|e| host("restore the serial console")(io::Error::other(e)))?
+            }
+            Beginning::Boot(_) => Serial::new(SerialIrq(irq), log),
+        };
+        let buses = Arc::new(Buses::new(uart, Arc::clone(&windows)));
         Ok(Self {
             config,
             memory,
@@ -146,7 +205,8 @@ impl BuiltMachine {
             buses,
             windows,
             balloon: devices.balloon,
-            entry,
+            beginning,
+            target,
             jail,
         })
     }
@@ -165,11 +225,23 @@ impl BuiltMachine {
             ending,
             prepare: || confine_thread_or_exit(ThreadKind::Vcpu),
         };
-        let count = self.config.vcpus;
-        let mut fds = Vec::with_capacity(usize::from(count));
-        for id in 0..count {
-            fds.push(self.vm.create_vcpu(id, count, self.entry)?);
-        }
+        let (fds, kernel_end) = match &self.beginning {
+            Beginning::Boot(prepared) => {
+                let count = self.config.vcpus;
+                let fds = (0..count)
+                    .map(|id| self.vm.create_vcpu(id, count, prepared.entry))
+                    .collect::<Result<Vec<_>, _>>()?;
+                (fds, prepared.kernel_end)
+            }
+            Beginning::Restored(saved) => {
+                let state = saved.state();
+                (self.vm.restore(&state.vm, &state.vcpus)?, 0)
+            }
+        };
+        let saving = self
+            .target
+            .map(|target| Saving::prepare(target, &self.vm, &fds, kernel_end))
+            .transpose()?;
         if let Some(jail) = self.jail {
             jail.close()?;
             worker_thread::start_spawner(
@@ -186,15 +258,23 @@ impl BuiltMachine {
             windows: self.windows,
             balloon: self.balloon,
             memory: self.memory,
-            _vm: self.vm,
+            saving,
+            vm: self.vm,
         };
+        // Devices of a machine that was booted start when their drivers ask for it.
+        for mut device in machine.windows.devices() {
+            device.go_on();
+        }
         for (id, fd) in (0u8..).zip(fds) {
             // When one of them fails the machine's drop ends those before.
             machine.vcpus.push(
                 VcpuThread::start(id, fd, shared.clone()).map_err(host("start a vCPU thread"))?,
             );
         }
-        confine_thread(ThreadKind::Control)?;
+        confine_thread(match machine.saving {
+            Some(_) => ThreadKind::Snapshot,
+            None => ThreadKind::Control,
+        })?;
         Ok(machine)
     }
 }

@@ -31,6 +31,9 @@ pub trait Interrupt: Send + Sync {
     fn raise(&self, kind: InterruptKind) -> io::Result<()>;
 }
 
+/// Most bytes of a device's own state.
+pub const SAVED_BYTES: usize = 64;
+
 /// A queue that the driver has made ready.
 #[derive(Debug)]
 pub struct ActiveQueue {
@@ -155,6 +158,24 @@ pub trait VirtioDevice: Send {
     /// Ends the workers and gives the queues back (device reset, pause for a snapshot, end of the machine). After it
     /// returns no worker touches guest memory. Idempotent: empty when not active.
     fn stop(&mut self) -> Vec<StoppedQueue>;
+
+    /// What a stopped device has to remember of its driver beside queues and features, for a snapshot. At most
+    /// [`SAVED_BYTES`].
+    fn saved(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Takes over what [`Self::saved`] gave, before the first activation.
+    ///
+    /// # Errors
+    /// In words why the bytes are none of this device.
+    fn restore(&mut self, saved: &[u8]) -> Result<(), &'static str> {
+        if saved.is_empty() {
+            Ok(())
+        } else {
+            Err("it holds more than this device keeps")
+        }
+    }
 
     /// Counters of this device.
     fn counters(&self) -> Arc<DeviceCounters>;

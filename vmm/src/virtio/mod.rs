@@ -20,5 +20,5 @@ pub(crate) mod guest_driver;
 
 pub use device::{
     ActivateError, Activation, ActiveQueue, DeviceCounters, GuestMemory, Interrupt, InterruptKind,
-    StoppedQueue, VirtioDevice,
+    SAVED_BYTES, StoppedQueue, VirtioDevice,
 };

@@ -1,9 +1,12 @@
 //! The guest side of the boot tests: an init in machine code, the ELF file and the cpio archive around it.
 //!
 //! It needs no compiler at test time and no file. Its first argument (behind `--` on the kernel command line) says how it
-//! ends: `reset`, `exit` (which makes the kernel panic) or `wait`. Before that it writes `hi` to `from-guest` in the share
+//! ends: `reset`, `exit` (which makes the kernel panic) or `wait`; or `serve`, see below. Before that it writes `hi` to `from-guest` in the share
 //! `pod` and to port 1024 of the host, if there are such, and prints what it found:
 //! `READY cpus=<16 hex digits> memory=<16 hex digits>`.
+//!
+//! With `serve` it does nothing of that, prints `READY`, and listens on port 1025. For each connection it mounts the share
+//! `pod`, writes the file, sends `hi` and closes.
 
 use std::arch::global_asm;
 use std::io::Write;
@@ -16,6 +19,9 @@ global_asm!(
     "guest_init_start:",
     "mov r15, [rsp + 16]", // argv[1]
     "sub rsp, 256",
+    "mov al, [r15]",
+    "cmp al, 's'",
+    "je 20f",
     // mount("pod", "/mnt", "virtiofs", 0, NULL)
     "mov eax, 165",
     "lea rdi, [rip + 10f]",
@@ -114,6 +120,69 @@ global_asm!(
     "mov eax, 60",
     "mov edi, 7",
     "syscall",
+    // serve: socket(AF_VSOCK, SOCK_STREAM, 0), bind, listen
+    "20:",
+    "mov eax, 41",
+    "mov edi, 40",
+    "mov esi, 1",
+    "xor edx, edx",
+    "syscall",
+    "mov r12d, eax",
+    "mov edi, r12d",
+    "mov eax, 49",
+    "lea rsi, [rip + 16f]",
+    "mov edx, 16",
+    "syscall",
+    "mov edi, r12d",
+    "mov eax, 50",
+    "mov esi, 8",
+    "syscall",
+    // write(1, "READY\n", 6)
+    "mov eax, 1",
+    "mov edi, 1",
+    "lea rsi, [rip + 17f]",
+    "mov edx, 6",
+    "syscall",
+    // accept(fd, NULL, NULL)
+    "21:",
+    "mov eax, 43",
+    "mov edi, r12d",
+    "xor esi, esi",
+    "xor edx, edx",
+    "syscall",
+    "mov r13d, eax",
+    // The file, as above.
+    "mov eax, 165",
+    "lea rdi, [rip + 10f]",
+    "lea rsi, [rip + 11f]",
+    "lea rdx, [rip + 12f]",
+    "xor r10d, r10d",
+    "xor r8d, r8d",
+    "syscall",
+    "mov eax, 2",
+    "lea rdi, [rip + 13f]",
+    "mov esi, 0x41",
+    "mov edx, 0x1a4",
+    "syscall",
+    "mov r14d, eax",
+    "mov edi, r14d",
+    "mov eax, 1",
+    "lea rsi, [rip + 14f]",
+    "mov edx, 2",
+    "syscall",
+    "mov eax, 3",
+    "mov edi, r14d",
+    "syscall",
+    // write(connection, "hi", 2), close(connection)
+    "mov eax, 1",
+    "mov edi, r13d",
+    "lea rsi, [rip + 14f]",
+    "mov edx, 2",
+    "syscall",
+    "mov eax, 3",
+    "mov edi, r13d",
+    "syscall",
+    "jmp 21b",
     // Writes rax as 16 hex digits that end at rdi.
     "5:",
     "mov ecx, 16",
@@ -142,6 +211,11 @@ global_asm!(
     "15:",
     ".short 40, 0",
     ".long 1024, 2, 0",
+    // The same with any context id, to listen on.
+    "16:",
+    ".short 40, 0",
+    ".long 1025, 0xffffffff, 0",
+    "17: .ascii \"READY\\n\"",
     "guest_init_end:",
     ".popsection",
 );

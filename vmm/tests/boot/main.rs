@@ -4,6 +4,7 @@
 //! VMPOD_BIN is taken. These tests need KVM that runs guest kernels.
 
 mod guest_init;
+mod snapshot;
 mod vmm_process;
 
 use std::time::Duration;
@@ -392,6 +393,8 @@ fn vmm_config_without_kernel(vmm: &VmmProcess) -> vmpod_vmm_api::MachineConfig {
         blocks: vec![],
         vsock: None,
         balloon: false,
+        snapshot_to: None,
+        restore: None,
         jail: None,
     }
 }

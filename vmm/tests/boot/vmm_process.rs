@@ -91,6 +91,8 @@ impl VmmProcess {
             blocks: vec![],
             vsock: None,
             balloon: false,
+            snapshot_to: None,
+            restore: None,
             jail: None,
         }
     }

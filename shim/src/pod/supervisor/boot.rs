@@ -169,6 +169,8 @@ fn machine(pod: &Pod, prepared: &Prepared) -> MachineConfig {
             uds_path: pod.paths.vsock(),
         }),
         balloon: true,
+        snapshot_to: None,
+        restore: None,
         jail: wish.jail.then(|| JailConfig {
             root: pod.paths.jail(),
             open_files: 1 << 16,

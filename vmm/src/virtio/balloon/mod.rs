@@ -256,6 +256,21 @@ impl VirtioDevice for Balloon {
             .unwrap_or_default()
     }
 
+    fn saved(&self) -> Vec<u8> {
+        let actual = self.shared.actual.load(Ordering::Relaxed);
+        actual.to_le_bytes().to_vec()
+    }
+
+    fn restore(&mut self, saved: &[u8]) -> Result<(), &'static str> {
+        let actual = saved
+            .try_into()
+            .map_err(|_| "the size of a balloon has four bytes")?;
+        self.shared
+            .actual
+            .store(u32::from_le_bytes(actual), Ordering::Relaxed);
+        Ok(())
+    }
+
     fn counters(&self) -> Arc<DeviceCounters> {
         Arc::clone(&self.counters)
     }

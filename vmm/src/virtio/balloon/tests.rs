@@ -216,3 +216,15 @@ proptest! {
         prop_assert!(!guest.is_filled(AREA));
     }
 }
+
+#[test]
+fn balloon_restored_is_as_large_as_the_saved_one() {
+    let mut saved = Balloon::new("balloon0".into());
+    saved.write_config(CONFIG_ACTUAL, &0x1234u32.to_le_bytes());
+    let mut restored = Balloon::new("balloon0".into());
+    assert!(restored.restore(&[1]).is_err());
+    restored.restore(&saved.saved()).unwrap();
+    let mut data = [0; 4];
+    restored.read_config(CONFIG_ACTUAL, &mut data);
+    assert_eq!(u32::from_le_bytes(data), 0x1234);
+}

@@ -49,6 +49,15 @@ impl MmioInterrupt {
         self.generation.load(Ordering::SeqCst)
     }
 
+    /// Takes over what was pending in a machine that was saved. The line is not raised by it.
+    pub(super) fn restore(&self, status: u32, generation: u32) {
+        self.status.store(
+            status & (interrupt::USED_BUFFER | interrupt::CONFIG_CHANGE),
+            Ordering::SeqCst,
+        );
+        self.generation.store(generation, Ordering::SeqCst);
+    }
+
     /// Descriptor of the line: a write of 1 is an edge.
     #[must_use]
     pub fn line(&self) -> &EventFd {

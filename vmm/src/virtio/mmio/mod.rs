@@ -6,6 +6,7 @@
 pub mod bus;
 pub mod interrupt;
 mod registers;
+pub mod saved;
 
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 pub use self::bus::MmioBus;
 pub use self::interrupt::MmioInterrupt;
 use self::registers::{offset, status};
+pub use self::saved::{StateMismatch, TransportState};
 use super::{Activation, ActiveQueue, GuestMemory, Interrupt, InterruptKind, VirtioDevice};
 
 /// Offset of the register that a driver notifies queues with; the value written is the queue's index.
@@ -65,6 +67,8 @@ pub struct MmioTransport {
     accepted_select: u32,
     queue_select: u32,
     active: bool,
+    /// The driver has it running, its workers stand still for a snapshot or have not started after one.
+    paused: bool,
     /// A failed activation has been reported.
     complained: bool,
 }
@@ -113,6 +117,7 @@ impl MmioTransport {
             accepted_select: 0,
             queue_select: 0,
             active: false,
+            paused: false,
             complained: false,
         })
     }
@@ -139,6 +144,7 @@ impl MmioTransport {
     pub fn stop(&mut self) {
         self.device.stop();
         self.active = false;
+        self.paused = false;
     }
 
     /// Reads `data.len()` bytes at `at` in the window.

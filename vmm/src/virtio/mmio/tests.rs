@@ -377,3 +377,100 @@ proptest! {
         prop_assert_eq!(read(&t, offset::STATUS), 0xf);
     }
 }
+
+/// A transport with an active device, of which the first queue is ready.
+fn active() -> (MmioTransport, Arc<Seen>) {
+    let (mut t, seen) = transport();
+    negotiate(&mut t, VERSION_1 | 0b100);
+    set_up_queue(&mut t, 0, 8, 0x1_0000);
+    let all = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
+    write(&mut t, offset::STATUS, all);
+    (t, seen)
+}
+
+#[test]
+fn transport_paused_and_going_on_has_its_device_activated_as_before() {
+    let (mut t, seen) = active();
+    t.pause();
+    t.pause();
+    assert_eq!(seen.stops.load(Ordering::SeqCst), 1);
+    let state = t.state();
+    assert_eq!(state.queues.len(), 2);
+    t.go_on();
+    t.go_on();
+    let activations = seen.activations.lock().unwrap();
+    assert_eq!(activations.len(), 2);
+    assert_eq!(activations[0], activations[1]);
+}
+
+#[test]
+fn transport_restored_reads_as_the_saved_one_and_activates_once() {
+    let (mut saved, _) = active();
+    saved.interrupt().raise(InterruptKind::Queue(0)).unwrap();
+    saved.interrupt().raise(InterruptKind::Config).unwrap();
+    saved.pause();
+    let mut state = saved.state();
+    state.queues[0].next_avail = 5;
+    let (mut t, seen) = transport();
+    t.restore(&state).unwrap();
+    assert!(seen.activations.lock().unwrap().is_empty());
+    for at in [
+        offset::STATUS,
+        offset::INTERRUPT_STATUS,
+        offset::CONFIG_GENERATION,
+        offset::QUEUE_READY,
+    ] {
+        assert_eq!(read(&t, at), read(&saved, at), "{at:#x}");
+    }
+    t.go_on();
+    // Not acknowledged by the driver: the edge comes again.
+    assert_eq!(t.interrupt().line().read().unwrap(), 1);
+    assert_eq!(
+        *seen.activations.lock().unwrap(),
+        [(VERSION_1 | 0b100, vec![(0, 8)])]
+    );
+    assert_eq!(t.state(), {
+        t.pause();
+        t.state()
+    });
+    assert_eq!(t.state().queues[0].next_avail, 5);
+}
+
+#[test]
+fn transport_of_an_idle_device_restored_stays_idle() {
+    let (mut saved, _) = transport();
+    negotiate(&mut saved, VERSION_1);
+    let state = saved.state();
+    let (mut t, seen) = transport();
+    t.restore(&state).unwrap();
+    t.go_on();
+    assert!(seen.activations.lock().unwrap().is_empty());
+    assert_eq!(read(&t, offset::STATUS), read(&saved, offset::STATUS));
+}
+
+#[test]
+fn state_that_no_driver_could_bring_about_is_refused() {
+    let (mut saved, _) = active();
+    saved.pause();
+    let good = saved.state();
+    type Change = fn(&mut super::TransportState);
+    let changes: [Change; 10] = [
+        |s| s.device_type = 1,
+        |s| s.offered ^= 1,
+        |s| s.accepted |= 1 << 40,
+        |s| s.status |= 0x100,
+        |s| s.queues.truncate(1),
+        |s| s.queues[0].max_size = 16,
+        |s| s.queues[0].size = 3,
+        |s| s.queues[0].desc_table = u64::MAX - 15,
+        |s| s.queues[0].used_ring = 1 << 30,
+        |s| s.device = vec![1],
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let mut state = good.clone();
+        change(&mut state);
+        let (mut t, seen) = transport();
+        assert!(t.restore(&state).is_err(), "change {number}");
+        assert!(seen.activations.lock().unwrap().is_empty());
+    }
+}

@@ -56,6 +56,8 @@ pub struct Vsock {
     host: Option<Host>,
     worker: Option<WorkerThread<Finished>>,
     was_active: bool,
+    /// The driver comes from a snapshot and knows of no connection that would have to be reset.
+    without_connections: bool,
 }
 
 impl Vsock {
@@ -74,6 +76,7 @@ impl Vsock {
             host: Some(Host::new(HostSockets::bind(uds_path)?)),
             worker: None,
             was_active: false,
+            without_connections: false,
         })
     }
 }
@@ -124,7 +127,7 @@ impl VirtioDevice for Vsock {
             .iter()
             .all(|active| active.queue.next_avail() == 0 && active.queue.next_used() == 0);
         // A driver that is under way has met another device before: the machine was restored from a snapshot.
-        let restored = !fresh && !self.was_active;
+        let restored = !fresh && !self.was_active && !self.without_connections;
         let counters = Arc::clone(&self.counters);
         let guest_cid = u64::from(self.guest_cid);
         let (give, given) = mpsc::channel::<Host>();
@@ -176,6 +179,29 @@ impl VirtioDevice for Vsock {
         };
         self.host = Some(host);
         queues
+    }
+
+    fn saved(&self) -> Vec<u8> {
+        // A device that is lost, or a reset that is under way, are no reason to keep quiet.
+        let quiet = self.host.as_ref().is_some_and(Host::is_quiet);
+        let port = self.host.as_ref().map_or(0, |host| host.table.next_port());
+        let mut bytes = vec![u8::from(quiet)];
+        bytes.extend(port.to_le_bytes());
+        bytes
+    }
+
+    fn restore(&mut self, saved: &[u8]) -> Result<(), &'static str> {
+        let wrong = "a socket device keeps a flag and a port";
+        let [quiet @ (0 | 1), port @ ..] = saved else {
+            return Err(wrong);
+        };
+        let port = u32::from_le_bytes(port.try_into().map_err(|_| wrong)?);
+        self.without_connections = *quiet == 1;
+        if let Some(host) = &mut self.host {
+            // A port that the guest has seen does not come back at once: it may still be closing that connection.
+            host.table.continue_ports(port);
+        }
+        Ok(())
     }
 
     fn counters(&self) -> Arc<DeviceCounters> {

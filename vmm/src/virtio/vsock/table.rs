@@ -226,6 +226,23 @@ impl Table {
         }
     }
 
+    /// The port that is looked at next, for a snapshot.
+    #[must_use]
+    pub fn next_port(&self) -> u32 {
+        self.next_port
+    }
+
+    /// Goes on with ports where another table was.
+    pub fn continue_ports(&mut self, next: u32) {
+        self.next_port = next.clamp(FIRST_EPHEMERAL_PORT, u32::MAX - 1);
+    }
+
+    /// True when the guest takes part in a connection.
+    #[must_use]
+    pub fn has_connections(&self) -> bool {
+        !self.by_ports.is_empty()
+    }
+
     /// Lets a connection wait for its turn if it has something for the guest.
     pub fn queue_turn(&mut self, token: Token) {
         if let Some(entry) = self.get_mut(token)

@@ -761,6 +761,44 @@ fn restored_driver_is_told_of_the_reset_before_anything_else() {
     guest.expect(OP_RST);
 }
 
+#[test]
+fn restored_driver_without_connections_is_told_of_nothing_and_sees_no_port_again() {
+    let event = EVENT_QUEUE as usize;
+    let mut guest = Guest::new(0, 16);
+    let (client, reply) = guest.connected(1);
+    let open = {
+        let queues = guest.device.stop();
+        let saved = guest.device.saved();
+        guest.resume(queues);
+        saved
+    };
+    assert_eq!(open.first(), Some(&0));
+    let reset = Header {
+        op: OP_RST,
+        ..rw(reply, b"")
+    };
+    guest.send(reset, b"");
+    drop(client);
+    guest.driver.put(event, &[], &[8]);
+    let queues = guest.device.stop();
+    let saved = guest.device.saved();
+    assert_eq!(saved.first(), Some(&1));
+
+    let path = guest.dir.path().join("restored.sock");
+    guest.device = Vsock::new("v".into(), CID as u32, &path).unwrap();
+    for wrong in [&[][..], &[2, 0, 0, 0, 0], &[1], &[1, 0, 0, 0, 0, 0]] {
+        assert!(guest.device.restore(wrong).is_err(), "{wrong:?}");
+    }
+    guest.device.restore(&saved).unwrap();
+    let mut client = UnixStream::connect(&path).unwrap();
+    client.write_all(b"CONNECT 2\n").unwrap();
+    guest.resume(queues);
+    let request = guest.expect(OP_REQUEST);
+    assert_eq!(request.dst_port, 2);
+    assert_ne!(request.src_port, reply.dst_port);
+    assert!(guest.driver.poll_used(event).is_none());
+}
+
 fn arbitrary_header() -> impl Strategy<Value = Header> {
     let port = prop_oneof![
         Just(1u32),

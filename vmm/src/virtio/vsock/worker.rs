@@ -59,6 +59,14 @@ impl Host {
         }
     }
 
+    /// No connection that the driver knows of, and none that it was not yet told the end of.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.resets.is_empty()
+            && self.transport_reset == TransportReset::Done
+            && !self.table.has_connections()
+    }
+
     /// The driver starts anew and knows of nothing that was.
     pub fn forget_guest(&mut self) {
         self.table.forget_connections();

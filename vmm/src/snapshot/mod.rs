@@ -1,0 +1,223 @@
+//! A machine that stands still, in a directory: `state` and `memory`; and a machine that goes on from there.
+//!
+//! ```text
+//! DIR/state     everything but memory: version, checksum, fields (`state_file`, `state`)
+//! DIR/memory    the pages that are not zero (`memory_image`), mapped copy-on-write by those that go on
+//! ```
+//!
+//! Both files are opened before the process is confined, by the control thread, which also reads and writes them. Who
+//! takes a snapshot when, and for whom, is not known here; neither is what of it must not be shared by two machines.
+
+pub mod memory_image;
+pub mod state;
+pub mod state_file;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use self::state::{MAX_RUNS, MachineState};
+use self::state_file::{MAX_BYTES, StateFault};
+use crate::virtio::GuestMemory;
+
+/// Name of the state file.
+const STATE: &str = "state";
+/// Name of the memory file.
+const MEMORY: &str = "memory";
+
+/// A snapshot could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} of a snapshot")]
+pub struct WriteError {
+    /// What was tried.
+    pub what: &'static str,
+    /// Why it failed.
+    #[source]
+    pub source: io::Error,
+}
+
+/// A machine cannot go on from a directory.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// A file cannot be used.
+    #[error("{what} {}", path.display())]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The state file is none.
+    #[error("{} holds no machine to go on from", path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: StateFault,
+    },
+    /// The machine is another one.
+    #[error("{} was saved from a machine with {saved}, and this one has {wanted}", path.display())]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// Of the saved machine.
+        saved: Shape,
+        /// Of the configuration.
+        wanted: Shape,
+    },
+}
+
+/// What two machines must have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// vCPUs.
+    pub vcpus: usize,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Devices.
+    pub devices: usize,
+}
+
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} vCPUs, {} MiB and {} devices",
+            self.vcpus, self.memory_mib, self.devices
+        )
+    }
+}
+
+/// Where a snapshot of this machine goes, opened ahead.
+#[derive(Debug)]
+pub struct Target {
+    state: File,
+    memory: File,
+    page_map: File,
+}
+
+impl Target {
+    /// Creates both files in `directory`.
+    ///
+    /// # Errors
+    /// They exist or cannot be created, or the page map cannot be opened.
+    pub fn create(directory: &Path) -> Result<Self, WriteError> {
+        let create = |name, what| {
+            OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(directory.join(name))
+                .map_err(|source| WriteError { what, source })
+        };
+        Ok(Self {
+            state: create(STATE, "create the state file")?,
+            memory: create(MEMORY, "create the memory file")?,
+            page_map: memory_image::page_map().map_err(|source| WriteError {
+                what: "open /proc/self/pagemap, which tells the pages in use, for the memory",
+                source,
+            })?,
+        })
+    }
+
+    /// Writes a machine that stands still. `state` gets its memory runs here; the state file comes last, so that a
+    /// directory without one is no snapshot.
+    ///
+    /// # Errors
+    /// A file cannot be written; what is there is of no use then.
+    pub fn write(
+        mut self,
+        mut state: MachineState,
+        memory: &GuestMemory,
+        kernel_end: u64,
+    ) -> Result<(), WriteError> {
+        let fail = |what| move |source| WriteError { what, source };
+        state.runs = memory_image::find_runs(memory, &self.page_map, kernel_end, MAX_RUNS)
+            .map_err(fail("find the pages in use for the memory"))?;
+        memory_image::write(memory, &state.runs, &self.memory).map_err(fail("write the memory"))?;
+        self.state
+            .write_all(&state.encode())
+            .map_err(fail("write the state"))
+    }
+}
+
+/// A snapshot that a machine goes on from.
+#[derive(Debug)]
+pub struct Source {
+    path: PathBuf,
+    state: MachineState,
+    memory: File,
+}
+
+impl Source {
+    /// Opens the files in `directory` and checks the state.
+    ///
+    /// # Errors
+    /// They are not there, are none, or belong to a machine of another size.
+    pub fn open(directory: &Path, wanted: Shape) -> Result<Self, RestoreError> {
+        let path = directory.join(STATE);
+        let fail = |what, path: &Path| {
+            let path = path.to_owned();
+            move |source| RestoreError::File { what, path, source }
+        };
+        let file = File::open(&path).map_err(fail("open the saved state", &path))?;
+        let mut bytes = Vec::with_capacity(64 << 10);
+        // One more byte than allowed shows that there is more.
+        file.take(MAX_BYTES as u64 + 1)
+            .read_to_end(&mut bytes)
+            .map_err(fail("read the saved state", &path))?;
+        let state = if bytes.len() > MAX_BYTES {
+            Err(StateFault::Damaged("it is longer than any state is"))
+        } else {
+            MachineState::decode(&bytes)
+        };
+        let state = state.map_err(|source| RestoreError::State {
+            path: path.clone(),
+            source,
+        })?;
+        let saved = Shape {
+            vcpus: state.vcpus.len(),
+            memory_mib: state.memory_mib,
+            devices: state.devices.len(),
+        };
+        if saved != wanted {
+            return Err(RestoreError::Shape {
+                path,
+                saved,
+                wanted,
+            });
+        }
+        let path = directory.join(MEMORY);
+        let memory = File::open(&path).map_err(fail("open the saved memory", &path))?;
+        Ok(Self {
+            path,
+            state,
+            memory,
+        })
+    }
+
+    /// Everything but memory.
+    #[must_use]
+    pub fn state(&self) -> &MachineState {
+        &self.state
+    }
+
+    /// Maps the saved memory into fresh guest memory.
+    ///
+    /// # Errors
+    /// The memory file is not what the state says.
+    pub fn map_memory(&self, memory: &GuestMemory) -> Result<(), RestoreError> {
+        memory_image::map(memory, &self.state.runs, &self.memory).map_err(|source| {
+            RestoreError::File {
+                what: "map the saved memory",
+                path: self.path.clone(),
+                source,
+            }
+        })
+    }
+}
