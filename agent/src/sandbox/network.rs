@@ -18,6 +18,7 @@ const RTM_NEWNEIGH: u16 = 28;
 const NLM_F_REPLACE: u16 = 0x100;
 const NLM_F_CREATE: u16 = 0x400;
 
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFA_ADDRESS: u16 = 1;
@@ -134,7 +135,12 @@ pub fn requests(
                 interface.name
             )));
         }
-        let key = interface.mac.to_lowercase();
+        mac(&interface.mac)?;
+        let key = if interface.device_mac.is_empty() {
+            interface.mac.to_lowercase()
+        } else {
+            interface.device_mac.to_lowercase()
+        };
         mac(&key)?;
         let link = links.get(&key).ok_or_else(|| {
             let mut there: Vec<&str> = links.keys().map(String::as_str).collect();
@@ -148,7 +154,7 @@ pub fn requests(
     }
     let mut requests = make_room(&found);
     for (interface, link) in &found {
-        requests.push(set_link(interface, link));
+        requests.push(set_link(interface, link)?);
         for text in &interface.addresses {
             requests.push(add_address(text, interface, link)?);
         }
@@ -209,7 +215,7 @@ fn make_room(found: &[(&NetworkInterface, &Link)]) -> Vec<Request> {
         .collect()
 }
 
-fn set_link(interface: &NetworkInterface, link: &Link) -> Request {
+fn set_link(interface: &NetworkInterface, link: &Link) -> Result<Request, NetworkError> {
     let what = format!(
         "set interface {} up as {:?} with MTU {}",
         link.name, interface.name, interface.mtu
@@ -221,7 +227,11 @@ fn set_link(interface: &NetworkInterface, link: &Link) -> Request {
     if interface.mtu != 0 {
         request = request.with(IFLA_MTU, &interface.mtu.to_ne_bytes());
     }
-    request
+    if !interface.device_mac.is_empty() {
+        // The kernel changes the address before it sets the interface up.
+        request = request.with(IFLA_ADDRESS, &mac(&interface.mac)?);
+    }
+    Ok(request)
 }
 
 fn add_address(
@@ -375,6 +385,36 @@ mod tests {
         let error = requests(&sandbox, &links).unwrap_err().to_string();
         assert!(error.contains("02:00:00:00:00:09"), "{error}");
         assert!(error.contains("there are: 02:00:00:00:00:01"), "{error}");
+    }
+
+    #[test]
+    fn interface_found_by_its_device_address_is_given_the_pods() {
+        let sandbox = ConfigureSandboxRequest {
+            interfaces: vec![NetworkInterface {
+                mac: "02:00:00:00:00:09".into(),
+                device_mac: "02:00:00:00:00:01".into(),
+                name: "eth0".into(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let links = HashMap::from([(
+            "02:00:00:00:00:01".to_owned(),
+            Link {
+                index: 2,
+                name: "eth0".into(),
+            },
+        )]);
+        let requests = requests(&sandbox, &links).unwrap();
+        // Length 10, attribute IFLA_ADDRESS, six bytes.
+        let attribute = [10, 0, 1, 0, 2, 0, 0, 0, 0, 9];
+        assert!(
+            format!("{:?}", requests.first()).contains(&format!("{attribute:?}")[1..29]),
+            "{requests:?}"
+        );
+        let mut wrong = sandbox;
+        wrong.interfaces[0].mac = "none".into();
+        assert!(super::requests(&wrong, &links).is_err());
     }
 
     #[test]

@@ -101,6 +101,24 @@ pub async fn connect(
         .unwrap_or(Err(GuestConnectError::Silent { port, limit }))
 }
 
+/// Connects to `port` and says at once that nothing will come; returns when the guest has closed its end as well. Its
+/// listener has been at work then, and nothing of the connection is left on either side.
+///
+/// # Errors
+/// As [`connect`], and when the guest keeps its end open for `limit`.
+pub async fn touch(socket: &Path, port: u32, limit: Duration) -> Result<(), GuestConnectError> {
+    let mut stream = connect(socket, port, limit).await?;
+    let attempt = async {
+        stream.shutdown().await?;
+        while stream.read(&mut [0; 64]).await? > 0 {}
+        Ok(())
+    };
+    timeout(limit, attempt)
+        .await
+        .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+        .map_err(|source| GuestConnectError::Broken { port, source })
+}
+
 /// Opens a byte stream of the agent.
 ///
 /// # Errors

@@ -17,5 +17,6 @@ pub mod roots;
 pub mod rotating_file;
 pub mod status;
 pub mod supervisor;
+pub mod template;
 pub mod tree;
 pub mod vmm;

@@ -104,6 +104,8 @@ pub struct PrepareOptions {
     pub subnet: Option<String>,
     /// Whether the VMM confines itself.
     pub jail: bool,
+    /// Whether the machine may go on from a template, and leave one.
+    pub template: bool,
     /// Appended to the guest kernel's command line.
     pub extra_cmdline: String,
 }
@@ -247,6 +249,7 @@ fn fill(
             initramfs: options.bundle.initramfs.clone(),
             extra_cmdline: options.extra_cmdline.clone(),
             jail: options.jail,
+            template: options.template,
         },
         restart_policy: plan.restart_policy,
         share_process_namespace: plan.share_process_namespace,

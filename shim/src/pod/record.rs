@@ -100,6 +100,9 @@ pub struct MachineRecord {
     pub extra_cmdline: String,
     /// Whether the VMM confines itself.
     pub jail: bool,
+    /// Whether the machine goes on from a template of its shape, and leaves one where there is none.
+    #[serde(default)]
+    pub template: bool,
 }
 
 /// A volume of the shared tree, seen by the guest at `/run/vmpod/shared/volumes/<name>`.

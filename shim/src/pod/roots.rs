@@ -97,6 +97,12 @@ impl Roots {
         self.run.join("ledger.lock")
     }
 
+    /// Directory of the machines that pods go on from.
+    #[must_use]
+    pub fn templates(&self) -> PathBuf {
+        self.run.join("templates")
+    }
+
     /// Directory that holds one directory a pod.
     #[must_use]
     pub fn pods(&self) -> PathBuf {
@@ -205,6 +211,12 @@ impl PodPaths {
     #[must_use]
     pub fn jail(&self) -> PathBuf {
         self.run.join("jail")
+    }
+
+    /// A template that this pod's machine is being written to.
+    #[must_use]
+    pub fn template(&self) -> PathBuf {
+        self.run.join("template")
     }
 
     /// The tree that the guest sees at `/run/vmpod/shared`.

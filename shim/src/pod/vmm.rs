@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -123,9 +123,9 @@ pub struct VmmStart<'a> {
     /// File that takes its standard error.
     pub log: &'a Path,
     /// Member list of the cgroup that it joins before it executes.
-    pub cgroup: Option<File>,
+    pub cgroup: Option<&'a File>,
     /// Descriptors that it inherits under their own numbers: taps.
-    pub inherited: Vec<OwnedFd>,
+    pub inherited: Vec<BorrowedFd<'a>>,
 }
 
 impl Vmm {
@@ -162,7 +162,7 @@ impl Vmm {
             .chain([theirs.as_raw_fd()])
             .collect();
         let parent = rustix::process::getpid();
-        let members = start.cgroup.as_ref().map(AsRawFd::as_raw_fd);
+        let members = start.cgroup.map(AsRawFd::as_raw_fd);
         // SAFETY: between fork and exec only async-signal-safe calls are made: prctl, getppid, fcntl, write, on values
         // that were computed before; nothing is allocated.
         unsafe {
@@ -189,7 +189,6 @@ impl Vmm {
         }
         let child = command.spawn().map_err(fail)?;
         drop(theirs);
-        drop(start.inherited);
         let identity = child
             .id()
             .and_then(|pid| ProcessIdentity::of(pid.cast_signed()));
@@ -219,6 +218,14 @@ impl Vmm {
     pub async fn create(&mut self, config: MachineConfig) -> Result<(), VmmError> {
         self.request("create", &Request::Create(Box::new(config)))
             .await
+    }
+
+    /// Writes the machine to the directory that its configuration names; it goes on then.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub async fn snapshot(&mut self) -> Result<(), VmmError> {
+        self.request("snapshot", &Request::Snapshot).await
     }
 
     /// Ends the machine.

@@ -118,6 +118,9 @@ pub struct RunArguments {
     /// Subnet of the pods' network, for the first pod that runs
     #[arg(long, env = "VMPOD_SUBNET", value_name = "CIDR")]
     pub subnet: Option<String>,
+    /// Boot the pod's machine, even where one of its shape was saved that it could go on from; save none
+    #[arg(long, env = "VMPOD_NO_TEMPLATE")]
+    pub no_template: bool,
     /// Leave the VMM unconfined, to debug it
     #[arg(long, hide = true, env = "VMPOD_NO_JAIL")]
     pub no_jail: bool,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use vmpod_agent_protocol::messages as m;
+use vmpod_shim::host::bundle::Bundle;
 use vmpod_shim::images::{Digest, Store};
 use vmpod_shim::pod::durable;
 use vmpod_shim::pod::prepare::images_in_use;
@@ -14,6 +15,7 @@ use vmpod_shim::pod::record::PodRecord;
 use vmpod_shim::pod::registry::{self, FoundPod};
 use vmpod_shim::pod::roots::Roots;
 use vmpod_shim::pod::status::{ContainerState, PodStatus};
+use vmpod_shim::pod::template::Templates;
 
 use crate::cli::{GcArguments, KillArguments, Output, RmArguments, StopArguments, WaitArguments};
 use crate::follow::Wakeup;
@@ -290,6 +292,7 @@ fn wait_end(pod: &FoundPod, limit: Option<Duration>) -> Option<Option<PodStatus>
 /// `vmpod gc`
 pub fn gc(roots: &Roots, arguments: &GcArguments) -> anyhow::Result<u8> {
     let collected = registry::collect(roots, arguments.ended)?;
+    let templates = Templates::of(roots).collect(&Bundle::locate())?;
     let images = if arguments.images {
         let store = Store::open(&roots.state)?;
         Some(store.gc_unreferenced(&used_digests(roots))?)
@@ -299,6 +302,7 @@ pub fn gc(roots: &Roots, arguments: &GcArguments) -> anyhow::Result<u8> {
     match arguments.output {
         Output::Json => table::json(&serde_json::json!({
             "pods": collected,
+            "templates": templates,
             "images": images,
         }))?,
         Output::Text => {
@@ -309,6 +313,12 @@ pub fn gc(roots: &Roots, arguments: &GcArguments) -> anyhow::Result<u8> {
                     "ended; its record stays until `vmpod rm`"
                 };
                 writeln!(io::stdout(), "pod {} {}: {what}", pod.id, pod.name)?;
+            }
+            for template in &templates {
+                writeln!(
+                    io::stdout(),
+                    "template {template} of another build: removed"
+                )?;
             }
             if let Some(images) = images {
                 writeln!(

@@ -70,6 +70,7 @@ pub fn run(roots: &Roots, arguments: &RunArguments) -> anyhow::Result<u8> {
         remove_when_done: arguments.rm,
         subnet: arguments.subnet.clone(),
         jail: !arguments.no_jail,
+        template: !arguments.no_template,
         extra_cmdline: arguments.kernel_arguments.clone(),
     };
     let (reserved, record) = prepare(roots, &plan, &options, &mut image)?;

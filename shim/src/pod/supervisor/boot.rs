@@ -1,8 +1,8 @@
-//! From nothing to an agent that has the pod: VMM, readiness, handshake, sandbox.
+//! From nothing to an agent that has the pod: VMM, readiness, handshake, sandbox; by booting, or from a template.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{Read, Seek, SeekFrom};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
@@ -10,18 +10,17 @@ use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::time::{Instant, sleep_until};
 use vmpod_agent_protocol::messages as m;
-use vmpod_agent_protocol::{GUEST_SHARED, READY_PORT, SHARE_TAG};
+use vmpod_agent_protocol::{AGENT_PORT, READY_PORT, SHARE_TAG};
 use vmpod_vmm_api::{JailConfig, KernelConfig, MachineConfig, NetConfig, ShareConfig, VsockConfig};
 
 use super::setup::Prepared;
-use super::{Pod, StartError};
-use crate::manifest::plan::RestartPolicy;
-use crate::pod::agent::Agent;
+use super::{Pod, StartError, requests};
+use crate::pod::agent::{Agent, AgentError};
 use crate::pod::clock;
-use crate::pod::guest_paths;
-use crate::pod::journal::Entry;
-use crate::pod::record::ContainerRecord;
+use crate::pod::hybrid_vsock;
+use crate::pod::journal::{Entry, chain};
 use crate::pod::status::bounded;
+use crate::pod::template::{Shape, Templates};
 use crate::pod::vmm::{Vmm, VmmStart};
 
 /// How long a machine may take from its start to a ready agent. Hardware takes well under a second; an emulated host that
@@ -31,6 +30,12 @@ const READY_LIMIT: Duration = Duration::from_secs(60);
 /// How long the handshake may take once the agent has said that it is ready.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(20);
 
+/// How long the agent may take to close an empty connection before a template is made.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a VMM may take to go after SIGKILL.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+
 /// Bytes after which the guest's console log starts anew.
 const CONSOLE_BYTES: u64 = 256 * 1024;
 
@@ -38,11 +43,15 @@ const CONSOLE_BYTES: u64 = 256 * 1024;
 const TAIL_LINES: usize = 12;
 const TAIL_BYTES: u64 = 2048;
 
-/// Name of the network interface in the pod.
-const INTERFACE: &str = "eth0";
+/// MAC address of the card of every machine: machines that go on from one template have the same. The agent gives it the
+/// pod's own before it is used.
+pub(super) const CARD_MAC: &str = "02:00:00:00:00:01";
 
 /// Context id of every guest: each VMM has a vsock of its own, so that ids never meet.
 const GUEST_CID: u32 = 3;
+
+/// A machine whose agent has answered.
+type Up = (Vmm, Agent, m::HandshakeResponse);
 
 /// Starts the machine and hands the pod to its agent.
 pub(super) async fn boot(
@@ -57,30 +66,134 @@ pub(super) async fn boot(
             .create(directory)
             .map_err(system("make the VMM's directories"))?;
     }
+    let tap = prepared.network.as_mut().and_then(|n| n.tap.take());
+    let config = machine(pod, prepared, tap.as_ref());
+    config.validate()?;
+    let sandbox = requests::sandbox(pod, prepared).map_err(system(
+        "draw random bytes for the guest, which must not share them with another",
+    ))?;
+    let started = Instant::now();
+    let shape = shape(pod, &config);
+    let restored = match &shape {
+        Some(shape) => restore(pod, prepared, tap.as_ref(), &config, shape, &sandbox).await?,
+        None => None,
+    };
+    let (mut vmm, agent, answer) = match restored {
+        Some(up) => up,
+        None => cold_boot(pod, prepared, tap.as_ref(), config, shape, &sandbox).await?,
+    };
+    // The VMM has descriptors of its own.
+    drop(tap);
+    drop(prepared.cgroup.take());
+    pod.status.boot_ns = i64::try_from(started.elapsed().as_nanos()).unwrap_or(i64::MAX);
+    let begun = while_alive(pod, &mut vmm, async {
+        agent
+            .start_pod(&requests::start_request(pod))
+            .await
+            .map_err(|e| (e, "start the pod in the guest"))
+    })
+    .await;
+    begun?;
+    pod.status
+        .guest
+        .insert("agent".into(), bounded(&answer.agent_version));
+    pod.status
+        .guest
+        .insert("kernel".into(), bounded(&answer.kernel_release));
+    Ok((vmm, agent))
+}
+
+/// The name of the machine's template; `None` when the pod wants none.
+fn shape(pod: &mut Pod, config: &MachineConfig) -> Option<Shape> {
+    if !pod.record.machine.template {
+        return None;
+    }
+    match Shape::of(config, &pod.record.machine.vmm) {
+        Ok(shape) => Some(shape),
+        Err(error) => {
+            pod.event("TemplateFailed", "", &chain(&error));
+            None
+        }
+    }
+}
+
+/// Has the machine go on from the template of its shape. `None` when there is none, or none that works: it is taken away
+/// then, and the pod's events say why. What the agent refuses it would refuse after a boot as well, so that it is an error.
+async fn restore(
+    pod: &mut Pod,
+    prepared: &mut Prepared,
+    tap: Option<&OwnedFd>,
+    config: &MachineConfig,
+    shape: &Shape,
+    sandbox: &m::ConfigureSandboxRequest,
+) -> Result<Option<Up>, StartError> {
+    let templates = Templates::of(&pod.roots);
+    let Some(directory) = templates.find(shape) else {
+        return Ok(None);
+    };
+    let config = MachineConfig {
+        restore: Some(directory),
+        ..config.clone()
+    };
+    let mut vmm = start_vmm(pod, prepared, tap)?;
+    let up = async {
+        vmm.create(config).await?;
+        greet(pod, &mut vmm, sandbox).await
+    };
+    match up.await {
+        Ok((agent, answer)) => {
+            let how = format!("restored from template {shape}");
+            pod.event("MachineRestored", "", &how);
+            pod.status.guest.insert("start".into(), how);
+            Ok(Some((vmm, agent, answer)))
+        }
+        Err(error @ StartError::Agent { .. }) if is_refusal(&error) => Err(error),
+        Err(error) => {
+            // Gone before another takes its sockets and its place.
+            let _ = vmm.kill(KILL_LIMIT).await;
+            templates.discard(shape);
+            let message = format!(
+                "template {shape} is of no use and was removed; the machine boots: {}",
+                bounded(&chain(&error))
+            );
+            tracing::warn!(message);
+            pod.event("TemplateFailed", "", &message);
+            Ok(None)
+        }
+    }
+}
+
+fn is_refusal(error: &StartError) -> bool {
+    matches!(error, StartError::Agent { source, .. } if source.is_refusal())
+}
+
+/// Boots the machine; when it has a `shape` it is saved as the template of that as soon as its agent is ready.
+async fn cold_boot(
+    pod: &mut Pod,
+    prepared: &mut Prepared,
+    tap: Option<&OwnedFd>,
+    mut config: MachineConfig,
+    shape: Option<Shape>,
+    sandbox: &m::ConfigureSandboxRequest,
+) -> Result<Up, StartError> {
+    let system = |what| move |source| StartError::System { what, source };
     // The listener is there before the guest can connect.
     let ready = UnixListener::bind(pod.paths.vsock_listener(READY_PORT))
         .map_err(system("listen for the agent"))?;
-
-    let config = machine(pod, prepared);
-    config.validate()?;
-    let started = Instant::now();
-    let tap = prepared.network.as_mut().and_then(|n| n.tap.take());
-    let mut vmm = Vmm::start(VmmStart {
-        program: &pod.record.machine.vmm,
-        log: &pod.paths.vmm_log(),
-        cgroup: prepared.cgroup.take(),
-        inherited: tap.into_iter().collect(),
-    })?;
-    pod.status.vmm = vmm.identity();
-    if let Some(identity) = vmm.identity() {
-        prepared.journal.record(&Entry::Process {
-            role: "VMM".into(),
-            identity,
-        })?;
+    let templates = Templates::of(&pod.roots);
+    let mut saving = None;
+    if let Some(shape) = shape {
+        match templates.begin(&pod.paths, &config) {
+            Ok(scratch) => {
+                config.snapshot_to = Some(scratch.clone());
+                saving = Some((shape, scratch));
+            }
+            Err(error) => pod.event("TemplateFailed", "", &chain(&error)),
+        }
     }
-    pod.save();
+    let started = Instant::now();
+    let mut vmm = start_vmm(pod, prepared, tap)?;
     vmm.create(config).await?;
-
     tokio::select! {
         accepted = ready.accept() => {
             accepted.map_err(system("take the agent's connection"))?;
@@ -97,43 +210,103 @@ pub(super) async fn boot(
     }
     drop(ready);
     let _ = fs::remove_file(pod.paths.vsock_listener(READY_PORT));
-    pod.status.boot_ns = i64::try_from(started.elapsed().as_nanos()).unwrap_or(i64::MAX);
+    if let Some((shape, scratch)) = saving {
+        match save(pod, &mut vmm, &templates, &shape, &scratch).await {
+            Ok(()) => pod.event("TemplateSaved", "", &shape.to_string()),
+            Err(message) => pod.event(
+                "TemplateFailed",
+                "",
+                &format!("template {shape} could not be saved: {message}"),
+            ),
+        }
+    }
+    let (agent, answer) = greet(pod, &mut vmm, sandbox).await?;
+    pod.status.guest.insert("start".into(), "booted".into());
+    Ok((vmm, agent, answer))
+}
 
-    let greet = async {
+/// Saves the machine as a template, before the agent knows anything of the pod. A pod that leaves none runs all the same.
+async fn save(
+    pod: &Pod,
+    vmm: &mut Vmm,
+    templates: &Templates,
+    shape: &Shape,
+    scratch: &Path,
+) -> Result<(), String> {
+    // The agent said that it listens; this waits until it works, and leaves no connection in the template.
+    hybrid_vsock::touch(&pod.paths.vsock(), AGENT_PORT, SETTLE_LIMIT)
+        .await
+        .map_err(|error| chain(&error))?;
+    vmm.snapshot().await.map_err(|error| chain(&error))?;
+    templates
+        .publish(scratch, shape)
+        .map_err(|error| chain(&error))
+}
+
+fn start_vmm(
+    pod: &mut Pod,
+    prepared: &mut Prepared,
+    tap: Option<&OwnedFd>,
+) -> Result<Vmm, StartError> {
+    let vmm = Vmm::start(VmmStart {
+        program: &pod.record.machine.vmm,
+        log: &pod.paths.vmm_log(),
+        cgroup: prepared.cgroup.as_ref(),
+        inherited: tap.map(AsFd::as_fd).into_iter().collect(),
+    })?;
+    pod.status.vmm = vmm.identity();
+    if let Some(identity) = vmm.identity() {
+        prepared.journal.record(&Entry::Process {
+            role: "VMM".into(),
+            identity,
+        })?;
+    }
+    pod.save();
+    Ok(vmm)
+}
+
+/// Shakes hands with the agent and gives it the pod's surroundings. Its clock and random pool come first of them, so that
+/// nothing happens in a restored machine with those of its template.
+async fn greet(
+    pod: &Pod,
+    vmm: &mut Vmm,
+    sandbox: &m::ConfigureSandboxRequest,
+) -> Result<(Agent, m::HandshakeResponse), StartError> {
+    while_alive(pod, vmm, async {
         let (agent, answer) = Agent::connect(&pod.paths.vsock(), HANDSHAKE_LIMIT)
             .await
             .map_err(|e| (e, "shake hands with the agent"))?;
+        let mut sandbox = sandbox.clone();
+        sandbox.clock_realtime_ns = clock::now_ns();
         agent
-            .configure_sandbox(&sandbox(pod, prepared))
+            .configure_sandbox(&sandbox)
             .await
             .map_err(|e| (e, "set up the pod's sandbox in the guest"))?;
-        agent
-            .start_pod(&start_request(pod))
-            .await
-            .map_err(|e| (e, "start the pod in the guest"))?;
         Ok((agent, answer))
-    };
-    let greeted = tokio::select! {
-        greeted = greet => greeted,
+    })
+    .await
+}
+
+/// Waits for something of the agent as long as its machine lives.
+async fn while_alive<T>(
+    pod: &Pod,
+    vmm: &mut Vmm,
+    calls: impl Future<Output = Result<T, (AgentError, &'static str)>>,
+) -> Result<T, StartError> {
+    let done = tokio::select! {
+        done = calls => done,
         end = vmm.ended() => {
             return Err(StartError::Died { end, console: pod.console_tail() });
         }
     };
-    let (agent, answer) = greeted.map_err(|(source, what)| StartError::Agent {
+    done.map_err(|(source, what)| StartError::Agent {
         what,
         source,
         console: pod.console_tail(),
-    })?;
-    pod.status
-        .guest
-        .insert("agent".into(), bounded(&answer.agent_version));
-    pod.status
-        .guest
-        .insert("kernel".into(), bounded(&answer.kernel_release));
-    Ok((vmm, agent))
+    })
 }
 
-fn machine(pod: &Pod, prepared: &Prepared) -> MachineConfig {
+fn machine(pod: &Pod, prepared: &Prepared, tap: Option<&OwnedFd>) -> MachineConfig {
     let wish = &pod.record.machine;
     MachineConfig {
         id: pod.record.id.clone(),
@@ -157,8 +330,8 @@ fn machine(pod: &Pod, prepared: &Prepared) -> MachineConfig {
             .iter()
             .filter_map(|network| {
                 Some(NetConfig {
-                    tap_fd: network.tap.as_ref()?.as_raw_fd(),
-                    mac: network.place.mac(),
+                    tap_fd: tap?.as_raw_fd(),
+                    mac: CARD_MAC.into(),
                     mtu: network.place.mtu,
                 })
             })
@@ -175,107 +348,6 @@ fn machine(pod: &Pod, prepared: &Prepared) -> MachineConfig {
             root: pod.paths.jail(),
             open_files: 1 << 16,
         }),
-    }
-}
-
-fn sandbox(pod: &Pod, prepared: &Prepared) -> m::ConfigureSandboxRequest {
-    let record = &pod.record;
-    let mut entropy = vec![0_u8; 64];
-    // An error leaves zeroes, which harm nothing: the guest mixes them into its own pool.
-    let _ = rustix::rand::getrandom(&mut entropy[..], rustix::rand::GetRandomFlags::empty());
-    m::ConfigureSandboxRequest {
-        hostname: record.hostname.clone(),
-        interfaces: prepared
-            .network
-            .iter()
-            .map(|network| m::NetworkInterface {
-                mac: network.place.mac(),
-                name: INTERFACE.into(),
-                mtu: u32::from(network.place.mtu),
-                addresses: vec![format!(
-                    "{}/{}",
-                    network.place.address,
-                    network.place.subnet.prefix()
-                )],
-                ..Default::default()
-            })
-            .collect(),
-        routes: prepared
-            .network
-            .iter()
-            .map(|network| m::Route {
-                gateway: network.place.subnet.gateway().to_string(),
-                device: INTERFACE.into(),
-                ..Default::default()
-            })
-            .collect(),
-        sysctls: record
-            .sysctls
-            .iter()
-            .map(|(name, value)| (name.clone(), value.clone()))
-            .collect(),
-        share_process_namespace: record.share_process_namespace,
-        shares: vec![m::ShareMount {
-            tag: SHARE_TAG.into(),
-            guest_path: GUEST_SHARED.into(),
-            ..Default::default()
-        }],
-        memory_volumes: record
-            .memory_volumes
-            .iter()
-            .map(|volume| m::MemoryVolume {
-                guest_path: volume.guest_path.clone(),
-                size_bytes: volume.size_bytes,
-                mode: volume.mode,
-                gid: volume.gid,
-                ..Default::default()
-            })
-            .collect(),
-        clock_realtime_ns: clock::now_ns(),
-        entropy,
-        ..Default::default()
-    }
-}
-
-fn start_request(pod: &Pod) -> m::StartPodRequest {
-    let record = &pod.record;
-    let containers = |records: &[ContainerRecord]| records.iter().map(container).collect();
-    m::StartPodRequest {
-        restart_policy: match record.restart_policy {
-            RestartPolicy::Always => m::RestartPolicy::ALWAYS,
-            RestartPolicy::OnFailure => m::RestartPolicy::ON_FAILURE,
-            RestartPolicy::Never => m::RestartPolicy::NEVER,
-        }
-        .into(),
-        init_containers: containers(&record.init_containers),
-        containers: containers(&record.containers),
-        termination_grace_seconds: record.termination_grace_seconds,
-        active_deadline_seconds: record.active_deadline_seconds,
-        ..Default::default()
-    }
-}
-
-fn container(record: &ContainerRecord) -> m::PodContainer {
-    m::PodContainer {
-        name: record.name.clone(),
-        // A value made by serde_json is always written again.
-        oci_spec: serde_json::to_vec(&record.oci_spec).unwrap_or_default(),
-        stdio: Some(m::Stdio {
-            stdin: record.stdin,
-            stdout: true,
-            stderr: !record.tty,
-            terminal: record.tty,
-            rows: 24,
-            columns: 80,
-            ..Default::default()
-        })
-        .into(),
-        sidecar: record.sidecar,
-        termination_message_path: record.termination_message_path.clone(),
-        stop_signal: record.stop_signal,
-        message_from_logs: record.message_from_logs,
-        rootfs: guest_paths::rootfs(&record.name, 0),
-        ..Default::default()
     }
 }
 

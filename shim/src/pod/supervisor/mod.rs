@@ -15,6 +15,7 @@ mod boot;
 mod containers;
 mod drive;
 mod handover;
+mod requests;
 mod setup;
 mod stdio;
 

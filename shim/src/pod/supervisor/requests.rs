@@ -1,0 +1,125 @@
+//! What the agent is asked at the start of a pod, composed from the pod's record. Pure but for the random bytes.
+
+use std::io;
+
+use vmpod_agent_protocol::messages as m;
+use vmpod_agent_protocol::{GUEST_SHARED, SHARE_TAG};
+
+use super::Pod;
+use super::boot::CARD_MAC;
+use super::setup::Prepared;
+use crate::manifest::plan::RestartPolicy;
+use crate::pod::guest_paths;
+use crate::pod::record::ContainerRecord;
+
+/// Name of the network interface in the pod.
+const INTERFACE: &str = "eth0";
+
+/// Random bytes for the guest's pool. The system gives so few at once without cutting them short (getrandom(2)).
+const ENTROPY_BYTES: usize = 64;
+
+/// What the agent makes the pod's surroundings from; the clock is set when it is sent.
+///
+/// # Errors
+/// The host gives no random bytes.
+pub(super) fn sandbox(pod: &Pod, prepared: &Prepared) -> io::Result<m::ConfigureSandboxRequest> {
+    let record = &pod.record;
+    // Machines that go on from one template would draw the same numbers without them.
+    let mut entropy = vec![0_u8; ENTROPY_BYTES];
+    rustix::rand::getrandom(&mut entropy[..], rustix::rand::GetRandomFlags::empty())?;
+    Ok(m::ConfigureSandboxRequest {
+        hostname: record.hostname.clone(),
+        interfaces: prepared
+            .network
+            .iter()
+            .map(|network| m::NetworkInterface {
+                mac: network.place.mac(),
+                device_mac: CARD_MAC.into(),
+                name: INTERFACE.into(),
+                mtu: u32::from(network.place.mtu),
+                addresses: vec![format!(
+                    "{}/{}",
+                    network.place.address,
+                    network.place.subnet.prefix()
+                )],
+                ..Default::default()
+            })
+            .collect(),
+        routes: prepared
+            .network
+            .iter()
+            .map(|network| m::Route {
+                gateway: network.place.subnet.gateway().to_string(),
+                device: INTERFACE.into(),
+                ..Default::default()
+            })
+            .collect(),
+        sysctls: record
+            .sysctls
+            .iter()
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect(),
+        share_process_namespace: record.share_process_namespace,
+        shares: vec![m::ShareMount {
+            tag: SHARE_TAG.into(),
+            guest_path: GUEST_SHARED.into(),
+            ..Default::default()
+        }],
+        memory_volumes: record
+            .memory_volumes
+            .iter()
+            .map(|volume| m::MemoryVolume {
+                guest_path: volume.guest_path.clone(),
+                size_bytes: volume.size_bytes,
+                mode: volume.mode,
+                gid: volume.gid,
+                ..Default::default()
+            })
+            .collect(),
+        entropy,
+        ..Default::default()
+    })
+}
+
+/// The whole pod.
+pub(super) fn start_request(pod: &Pod) -> m::StartPodRequest {
+    let record = &pod.record;
+    let containers = |records: &[ContainerRecord]| records.iter().map(container).collect();
+    m::StartPodRequest {
+        restart_policy: match record.restart_policy {
+            RestartPolicy::Always => m::RestartPolicy::ALWAYS,
+            RestartPolicy::OnFailure => m::RestartPolicy::ON_FAILURE,
+            RestartPolicy::Never => m::RestartPolicy::NEVER,
+        }
+        .into(),
+        init_containers: containers(&record.init_containers),
+        containers: containers(&record.containers),
+        termination_grace_seconds: record.termination_grace_seconds,
+        active_deadline_seconds: record.active_deadline_seconds,
+        ..Default::default()
+    }
+}
+
+fn container(record: &ContainerRecord) -> m::PodContainer {
+    m::PodContainer {
+        name: record.name.clone(),
+        // A value made by serde_json is always written again.
+        oci_spec: serde_json::to_vec(&record.oci_spec).unwrap_or_default(),
+        stdio: Some(m::Stdio {
+            stdin: record.stdin,
+            stdout: true,
+            stderr: !record.tty,
+            terminal: record.tty,
+            rows: 24,
+            columns: 80,
+            ..Default::default()
+        })
+        .into(),
+        sidecar: record.sidecar,
+        termination_message_path: record.termination_message_path.clone(),
+        stop_signal: record.stop_signal,
+        message_from_logs: record.message_from_logs,
+        rootfs: guest_paths::rootfs(&record.name, 0),
+        ..Default::default()
+    }
+}
