@@ -10,4 +10,5 @@ mod life;
 mod network;
 mod resources;
 mod security;
+mod template;
 mod volumes;

@@ -119,7 +119,7 @@ pub struct RunArguments {
     #[arg(long, env = "VMPOD_SUBNET", value_name = "CIDR")]
     pub subnet: Option<String>,
     /// Boot the pod's machine, even where one of its shape was saved that it could go on from; save none
-    #[arg(long, env = "VMPOD_NO_TEMPLATE")]
+    #[arg(long, env = "VMPOD_NO_TEMPLATE", value_parser = clap::builder::FalseyValueParser::new())]
     pub no_template: bool,
     /// Leave the VMM unconfined, to debug it
     #[arg(long, hide = true, env = "VMPOD_NO_JAIL")]
