@@ -109,9 +109,7 @@ impl MmioTransport {
             *queue = checked_queue(saved, queue.max_size(), &self.memory)
                 .ok_or_else(|| mismatch("a queue does not lie in guest memory as queues do"))?;
         }
-        self.device
-            .restore(&state.device)
-            .map_err(|what| mismatch(what))?;
+        self.device.restore(&state.device).map_err(mismatch)?;
         self.status = state.status;
         self.accepted = state.accepted;
         [self.offered_select, self.accepted_select, self.queue_select] = state.selected;
