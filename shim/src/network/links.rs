@@ -40,12 +40,16 @@ fn to_io(error: rtnetlink::Error) -> io::Error {
     }
 }
 
-/// Index of interface `name`; `None` when there is none.
+/// Index of interface `name`; `None` when there is none. Asked of sysfs: if_nametoindex(3) has the kernel execute modprobe
+/// twice for a name that it does not know, in case a module of that name makes the interface.
 fn index_of(name: &str) -> Option<u32> {
-    fs::read_to_string(Path::new("/sys/class/net").join(name).join("ifindex"))
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .or_else(|| nix::net::if_::if_nametoindex(name).ok())
+    let class = Path::new("/sys/class/net");
+    match fs::read_to_string(class.join(name).join("ifindex")) {
+        Ok(text) => text.trim().parse().ok(),
+        // Without sysfs there is the other way alone.
+        Err(_) if !class.exists() => nix::net::if_::if_nametoindex(name).ok(),
+        Err(_) => None,
+    }
 }
 
 /// Makes the bridge with the gateway's address where it is not there. Returns whether it was made.
