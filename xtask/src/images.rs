@@ -90,6 +90,16 @@ pub fn ensure(names: &[&str], host: &Host, place: &Path, refresh: Refresh) -> Re
     import(&make(&wanted)?, host, place, refresh)
 }
 
+/// The archive of the image `name`, brought up to date.
+///
+/// # Errors
+/// When there is no recipe for it, or it cannot be made.
+pub fn archive(name: &str) -> Result<PathBuf> {
+    let mut made = make(&[known(name)?])?;
+    let archive = made.pop().context("no archive was made")?;
+    Ok(archive.path)
+}
+
 /// Every image that is made here.
 #[must_use]
 pub fn all() -> Vec<&'static str> {

@@ -2,6 +2,7 @@
 //! line only; each subcommand lives in a module of its own name and none of them knows another's
 //! flags. Nothing here is needed at run time by an installed vmpod.
 
+mod bench;
 mod bundle;
 mod host;
 mod images;
@@ -36,6 +37,8 @@ enum Command {
     Images(images::ImagesArgs),
     /// Format, lints, rules, unit tests, then the end-to-end tests
     Test(test::TestArgs),
+    /// Count the instructions of starts, files and network, and measure memory
+    Bench(bench::BenchArgs),
     /// Check the rules that this repository has set itself
     Tidy,
     /// An emulated AMD machine with real KVM, for hosts that have none
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Images(args) => images::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Tidy => tidy::run(),
         Command::Node(args) => node::run(args),
     };

@@ -24,3 +24,6 @@ pub const IMAGES: &[&str] = &["mmdebstrap", "zstd"];
 /// What the tests need beside that: an independent reader of the archives that are written here,
 /// and a registry to pull from, with a certificate.
 pub const TEST: &[&str] = &["cpio", "docker-registry", "openssl"];
+
+/// What the bench compares pods with.
+pub const BENCH: &[&str] = &["runc"];
