@@ -37,12 +37,14 @@ pub fn measure(ground: &Ground) -> Result<Vec<Row>> {
     }
     let info = pod.exec(&["cat", "/proc/meminfo"])?;
     let unused = kib_of(&info, "MemAvailable").context("/proc/meminfo has no MemAvailable")?;
-    let used = machine_kib.saturating_sub(unused);
+    let total = kib_of(&info, "MemTotal").context("/proc/meminfo has no MemTotal")?;
     let row = |name, kib: u64| Row::new(name, MEBIBYTES, vec![kib as f64 / KIB]);
     Ok(vec![
         row(rows::MEMORY_HOST, all.pss_kib),
         row(rows::MEMORY_HOST_ANONYMOUS, all.anonymous_kib),
-        row(rows::MEMORY_GUEST, used),
+        // With what the kernel keeps from the start: its image and page descriptors.
+        row(rows::MEMORY_GUEST, machine_kib.saturating_sub(unused)),
+        row(rows::MEMORY_GUEST_USED, total.saturating_sub(unused)),
     ])
 }
 

@@ -72,13 +72,26 @@ fn groups() -> Vec<Group> {
             rows: vec![rows::BOOT],
             measure: boot::measure,
         },
-        // The ratio is made of both; who asks for it by name gets what it is made of.
+        // A ratio is made of two groups; who asks for it by name gets what it is made of.
         Group {
             rows: vec![rows::START_COLD, rows::START_COLD_BOOT, rows::START_RATIO],
             measure: starts::cold,
         },
         Group {
-            rows: vec![rows::START_RUNC, rows::RUNC_TRUE, rows::START_RATIO],
+            rows: vec![
+                rows::START_TEMPLATE,
+                rows::START_TEMPLATE_BOOT,
+                rows::TEMPLATE_RATIO,
+            ],
+            measure: starts::restored,
+        },
+        Group {
+            rows: vec![
+                rows::START_RUNC,
+                rows::RUNC_TRUE,
+                rows::START_RATIO,
+                rows::TEMPLATE_RATIO,
+            ],
             measure: starts::runc,
         },
         Group {
@@ -102,6 +115,7 @@ fn groups() -> Vec<Group> {
                 rows::MEMORY_HOST,
                 rows::MEMORY_HOST_ANONYMOUS,
                 rows::MEMORY_GUEST,
+                rows::MEMORY_GUEST_USED,
             ],
             measure: memory::measure,
         },
@@ -128,7 +142,9 @@ pub fn run(plan: &str) -> Result<u8> {
         Line::Doing((*first).to_owned()).print()?;
         match (group.measure)(&ground) {
             Ok(found) => {
-                let whole = wanted.contains(&rows::START_RATIO);
+                let whole = [rows::START_RATIO, rows::TEMPLATE_RATIO]
+                    .iter()
+                    .any(|ratio| wanted.contains(ratio));
                 for row in found {
                     if whole || wanted.contains(&&*row.name) {
                         Line::Row(row).print()?;
@@ -164,6 +180,7 @@ mod tests {
         for row in [
             rows::BOOT,
             rows::START_RATIO,
+            rows::TEMPLATE_RATIO,
             rows::MEMORY_HOST,
             rows::MEMORY_GUEST,
         ] {

@@ -19,37 +19,54 @@ use crate::process;
 /// The command whose first output is waited for, in pod and container alike.
 const COMMAND: [&str; 3] = ["sh", "-c", "echo ready; exec sleep 1000"];
 
-const COLD: &str = "bench-cold";
+const POD: &str = "bench-start";
 
-/// `vmpod run` of a pod of one container, nothing of it there before.
+/// `vmpod run` of a pod whose machine is booted.
 pub fn cold(ground: &Ground) -> Result<Vec<Row>> {
+    let rows = [rows::START_COLD, rows::START_COLD_BOOT];
+    pods(ground, rows, &["--no-template"], "booted")
+}
+
+/// The same where the machine goes on from a template, which the first pod leaves.
+pub fn restored(ground: &Ground) -> Result<Vec<Row>> {
+    let rows = [rows::START_TEMPLATE, rows::START_TEMPLATE_BOOT];
+    pods(ground, rows, &[], "restored")
+}
+
+/// Starts pods of one container whose machines begin as `beginning` says, and measures the whole start and the machine's
+/// part of it.
+fn pods(ground: &Ground, names: [&str; 2], flags: &[&str], beginning: &str) -> Result<Vec<Row>> {
     let command = serde_json::to_string(&COMMAND).context("writing a command")?;
     let spec = format!("  containers: [{{name: c, image: busybox, command: {command}}}]");
-    let manifest = ground.file("cold.yaml", &pod::manifest(COLD, &spec))?;
-    let mut whole = Row::new(rows::START_COLD, MEGA_INSTRUCTIONS, Vec::new());
-    let mut boot = Row::new(rows::START_COLD_BOOT, MEGA_INSTRUCTIONS, Vec::new());
+    let manifest = ground.file("start.yaml", &pod::manifest(POD, &spec))?;
+    let [mut whole, mut boot] = names.map(|name| Row::new(name, MEGA_INSTRUCTIONS, Vec::new()));
     for run in 0..=ground.plan.runs {
         let mut command = ground.vmpod(["run", "--quiet"]);
-        let sample = first_output(command.arg(&manifest), || exits().map(Some))
+        let sample = first_output(command.args(flags).arg(&manifest), || exits().map(Some))
             .context("running a pod")
             .and_then(|sample| {
-                let text = process::output(&mut ground.vmpod(["inspect", COLD]))?;
+                let text = process::output(&mut ground.vmpod(["inspect", POD]))?;
                 let found: Value = serde_json::from_str(&text).context("reading `inspect`")?;
-                let boot = found
-                    .pointer("/vmpod/bootNanoseconds")
-                    .and_then(Value::as_f64)
-                    .context("`vmpod inspect` does not say how long the boot took")?;
-                Ok((sample, boot))
+                Ok((sample, found))
             });
-        pod::remove(ground, COLD);
-        let (mut sample, boot_nanoseconds) = sample?;
+        pod::remove(ground, POD);
+        let (mut sample, found) = sample?;
         sample.child.wait().context("waiting for `vmpod run`")?;
-        // The first run fills the page cache with programs, kernel and image.
-        if run > 0 {
-            whole.samples.push(sample.took.as_secs_f64() * 1e3);
-            whole.exits.extend(sample.exits);
-            boot.samples.push(boot_nanoseconds / 1e6);
+        // The first run fills the page cache with programs, kernel and image, and leaves the template.
+        if run == 0 {
+            continue;
         }
+        let began = found.pointer("/vmpod/guest/start").and_then(Value::as_str);
+        if !began.is_some_and(|how| how.starts_with(beginning)) {
+            bail!("the pod's machine was to be {beginning}, and `vmpod inspect` says {began:?}");
+        }
+        let nanoseconds = found
+            .pointer("/vmpod/bootNanoseconds")
+            .and_then(Value::as_f64)
+            .context("`vmpod inspect` does not say how long the machine's start took")?;
+        whole.samples.push(sample.took.as_secs_f64() * 1e3);
+        whole.exits.extend(sample.exits);
+        boot.samples.push(nanoseconds / 1e6);
     }
     Ok(vec![whole, boot])
 }
