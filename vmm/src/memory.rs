@@ -126,11 +126,41 @@ pub fn expect_early_allocations(
         .min(region.len())
         .next_multiple_of(PAGE);
     let length = (total / PAGE_DESCRIPTOR_RATIO + EARLY_BYTES).min(end);
-    let offset = (end - length) & !(PAGE - 1);
-    let (Ok(offset), Ok(length)) = (usize::try_from(offset), usize::try_from(end - offset)) else {
+    expect_use(
+        memory,
+        GuestAddress(start + ((end - length) & !(PAGE - 1))),
+        GuestAddress(start + end),
+    )
+}
+
+/// Lets the host use huge pages from `start` to `end`, both rounded to pages, as far as that is RAM of one region: the
+/// guest is about to touch all of it, and one fault for 2 MiB replaces 512.
+///
+/// # Errors
+/// madvise(2) failed.
+pub fn expect_use(
+    memory: &GuestMemoryMmap<()>,
+    start: GuestAddress,
+    end: GuestAddress,
+) -> Result<(), MemoryError> {
+    let Some(region) = memory.find_region(start) else {
         return Ok(());
     };
-    // SAFETY: `offset + length` is at most the region's length by the lines above, and the advice changes no contents.
+    let first = region.start_addr().raw_value();
+    let offset = start.raw_value().saturating_sub(first) & !(PAGE - 1);
+    let end = end
+        .raw_value()
+        .saturating_sub(first)
+        .next_multiple_of(PAGE)
+        .min(region.len());
+    let (Ok(offset), Ok(length)) = (
+        usize::try_from(offset),
+        usize::try_from(end.saturating_sub(offset)),
+    ) else {
+        return Ok(());
+    };
+    // SAFETY: `offset` lies in the region and `offset + length` is at most its length by the lines above, and the advice
+    // changes no contents.
     let result = unsafe {
         libc::madvise(
             region.as_ptr().add(offset).cast(),
@@ -139,6 +169,7 @@ pub fn expect_early_allocations(
         )
     };
     let source = io::Error::last_os_error();
+    // A kernel built without transparent huge pages knows no such advice, and does without.
     if result == 0 || source.raw_os_error() == Some(libc::EINVAL) {
         return Ok(());
     }

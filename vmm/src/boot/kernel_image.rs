@@ -1,11 +1,12 @@
-//! Puts an uncompressed kernel (ELF64 `vmlinux`) and an initramfs into guest memory by mapping their files there.
+//! Reads an uncompressed kernel (ELF64 `vmlinux`) and an initramfs into guest memory.
 //!
-//! The mappings are private: pages that no guest writes to stay in the host's page cache, once for all machines, and
-//! nothing is copied before it is needed. A file is therefore to be replaced by rename, never written in place, while
-//! machines run. The kernel file is trusted as far as its owner is; its headers are checked all the same.
+//! They are read and not mapped: a guest that boots writes to nearly every page of both (it patches its code, and wipes
+//! the initramfs when it frees it), so that pages of a private mapping would be faulted in twice and copied one by one
+//! and none of them stay shared. Read into huge pages they cost a fault for 2 MiB. The kernel file is trusted as far as
+//! its owner is; its headers are checked all the same.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use crate::{layout, memory};
 
 const PAGE: u64 = 4096;
+const HUGE_PAGE: u64 = 2 << 20;
 /// Bytes of an ELF64 header and of a program header.
 const HEADER: usize = 64;
 const PROGRAM_HEADER: usize = 56;
@@ -56,8 +58,8 @@ pub enum ImageError {
         /// End of low RAM.
         ram_end: u64,
     },
-    /// mmap(2) of the file over guest memory failed.
-    #[error("map {what} {} into guest memory", path.display())]
+    /// It could not be brought into guest memory.
+    #[error("read {what} {} into guest memory", path.display())]
     Map {
         /// `kernel` or `initramfs`.
         what: &'static str,
@@ -105,7 +107,7 @@ pub fn load_kernel(guest: &GuestMemoryMmap<()>, path: &Path) -> Result<LoadedKer
         path: path.to_owned(),
         source,
     };
-    let file = File::open(path).map_err(read)?;
+    let mut file = File::open(path).map_err(read)?;
     let size = file.metadata().map_err(read)?.len();
     let mut header = [0u8; HEADER];
     file.read_exact_at(&mut header, 0).map_err(read)?;
@@ -115,7 +117,8 @@ pub fn load_kernel(guest: &GuestMemoryMmap<()>, path: &Path) -> Result<LoadedKer
     };
     let table = ProgramTable::parse(&header).map_err(not_bootable)?;
     let ram_end = memory::low_end(guest);
-    let mut end = 0;
+    let (mut start, mut end) = (u64::MAX, 0);
+    let mut segments = Vec::new();
     for i in 0..u64::from(table.count) {
         let mut bytes = [0u8; PROGRAM_HEADER];
         let at = table
@@ -148,18 +151,24 @@ pub fn load_kernel(guest: &GuestMemoryMmap<()>, path: &Path) -> Result<LoadedKer
                 ram_end,
             });
         }
-        place(guest, &file, segment).map_err(|source| ImageError::Map {
-            what: "kernel",
-            path: path.to_owned(),
-            source,
-        })?;
+        start = start.min(segment.address);
         end = end.max(segment_end);
+        segments.push(segment);
     }
     if end == 0 {
         return Err(not_bootable("it has no loadable segment"));
     }
     if !(layout::HIGH_MEMORY..end).contains(&table.entry) {
         return Err(not_bootable("its entry point lies outside its segments"));
+    }
+    let map = |source| ImageError::Map {
+        what: "kernel",
+        path: path.to_owned(),
+        source,
+    };
+    expect(guest, start, end).map_err(map)?;
+    for segment in segments {
+        place(guest, &mut file, segment).map_err(map)?;
     }
     Ok(LoadedKernel {
         entry: table.entry,
@@ -181,7 +190,7 @@ pub fn load_initramfs(
         path: path.to_owned(),
         source,
     };
-    let file = File::open(path).map_err(read)?;
+    let mut file = File::open(path).map_err(read)?;
     let size = file.metadata().map_err(read)?.len();
     let ram_end = memory::low_end(guest);
     let too_large = || ImageError::TooLarge {
@@ -195,17 +204,20 @@ pub fn load_initramfs(
         return Err(too_large());
     }
     if size > 0 {
-        place(
-            guest,
-            &file,
-            Segment {
-                offset: 0,
-                address,
-                file_size: size,
-                memory_size: size,
-            },
-        )
-        .map_err(|source| ImageError::Map {
+        let place = |file: &mut File| {
+            expect(guest, address, address.saturating_add(size))?;
+            place(
+                guest,
+                file,
+                Segment {
+                    offset: 0,
+                    address,
+                    file_size: size,
+                    memory_size: size,
+                },
+            )
+        };
+        place(&mut file).map_err(|source| ImageError::Map {
             what: "initramfs",
             path: path.to_owned(),
             source,
@@ -275,31 +287,23 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(field(bytes, at))
 }
 
-/// Brings `segment`'s file bytes to its guest address: whole pages by mapping, the rest (and what is not aligned alike
-/// in file and memory) by copying. Guest memory behind the file bytes is zero already.
-fn place(guest: &GuestMemoryMmap<()>, file: &File, segment: Segment) -> io::Result<()> {
-    let aligned = segment.offset.is_multiple_of(PAGE) && segment.address.is_multiple_of(PAGE);
-    let mapped = if aligned {
-        segment.file_size & !(PAGE - 1)
-    } else {
-        0
-    };
-    if mapped > 0 {
-        memory::map_file(guest, file, segment.offset, segment.address, mapped)?;
-    }
-    let mut done = mapped;
-    let mut buffer = vec![0u8; PAGE as usize];
-    while done < segment.file_size {
-        let n = (segment.file_size - done).min(PAGE);
-        // `n` is at most the buffer's length.
-        let chunk = &mut buffer[..n as usize];
-        file.read_exact_at(chunk, segment.offset + done)?;
-        guest
-            .write_slice(chunk, GuestAddress(segment.address + done))
-            .map_err(io::Error::other)?;
-        done += n;
-    }
-    Ok(())
+/// Has the host use huge pages for the whole 2 MiB ranges that `start` to `end` touches.
+fn expect(guest: &GuestMemoryMmap<()>, start: u64, end: u64) -> io::Result<()> {
+    memory::expect_use(
+        guest,
+        GuestAddress(start & !(HUGE_PAGE - 1)),
+        GuestAddress(end.saturating_add(HUGE_PAGE - 1) & !(HUGE_PAGE - 1)),
+    )
+    .map_err(io::Error::other)
+}
+
+/// Reads a segment's bytes from the file; what it has beyond them is zero as all memory is at first.
+fn place(guest: &GuestMemoryMmap<()>, file: &mut File, segment: Segment) -> io::Result<()> {
+    let length = usize::try_from(segment.file_size).map_err(io::Error::other)?;
+    file.seek(SeekFrom::Start(segment.offset))?;
+    guest
+        .read_exact_volatile_from(GuestAddress(segment.address), file, length)
+        .map_err(io::Error::other)
 }
 
 #[cfg(test)]
