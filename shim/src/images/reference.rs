@@ -42,7 +42,8 @@ impl Reference {
                 "64 hexadecimal digits are an image ID, not a name".into(),
             ));
         }
-        let parsed = Parsed::try_from(text).map_err(|error| {
+        let parsed = plain(text).map_or_else(|| Parsed::try_from(text), Ok);
+        let parsed = parsed.map_err(|error| {
             let lowered = text.to_lowercase();
             if lowered != text && Parsed::try_from(lowered.as_str()).is_ok() {
                 refuse("repository names are lower-case".into())
@@ -100,6 +101,82 @@ impl Reference {
     pub(super) fn as_client(&self) -> &Parsed {
         &self.parsed
     }
+}
+
+/// Longest tag, and longest repository.
+const TAG_BYTES: usize = 128;
+const REPOSITORY_BYTES: usize = 255;
+
+/// Reads the plain names that nearly all names are. `None` says nothing: the registry client's own parser decides then. It
+/// compiles a regular expression with all of Unicode first, which costs more than everything else in the start of a pod.
+fn plain(text: &str) -> Option<Parsed> {
+    let (rest, digest) = match text.split_once('@') {
+        Some((rest, digest)) => (rest, Some(plain_digest(digest)?)),
+        None => (text, None),
+    };
+    let (name, tag) = match rest.rsplit_once(':') {
+        // A colon before a slash belongs to a port.
+        Some((name, tag)) if !tag.contains('/') => (name, Some(plain_tag(tag)?)),
+        _ => (rest, None),
+    };
+    let (registry, repository) = match name.split_once('/') {
+        Some((first, path)) if first.contains(['.', ':']) || first == "localhost" => {
+            (plain_registry(first)?, path.to_owned())
+        }
+        Some(_) => ("docker.io", name.to_owned()),
+        None => ("docker.io", format!("library/{name}")),
+    };
+    // The one registry whose repositories have a default of their own.
+    if registry == "docker.io" && !repository.contains('/') {
+        return None;
+    }
+    let words = |part: &str| {
+        part.split(['.', '_', '-'])
+            .all(|word| !word.is_empty() && word.bytes().all(is_lower))
+    };
+    if !repository.split('/').all(words) || repository.len() > REPOSITORY_BYTES {
+        return None;
+    }
+    let registry = registry.to_owned();
+    Some(match (tag, digest) {
+        (Some(tag), Some(digest)) => Parsed::with_tag_and_digest(registry, repository, tag, digest),
+        (None, Some(digest)) => Parsed::with_digest(registry, repository, digest),
+        (tag, None) => {
+            Parsed::with_tag(registry, repository, tag.unwrap_or_else(|| "latest".into()))
+        }
+    })
+}
+
+fn is_lower(byte: u8) -> bool {
+    byte.is_ascii_lowercase() || byte.is_ascii_digit()
+}
+
+fn plain_digest(text: &str) -> Option<String> {
+    let hex = text.strip_prefix("sha256:")?;
+    (hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit())).then(|| text.to_owned())
+}
+
+fn plain_tag(text: &str) -> Option<String> {
+    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let first = text.bytes().next()?;
+    let good = word(first) && text.bytes().all(|b| word(b) || matches!(b, b'.' | b'-'));
+    (good && text.len() <= TAG_BYTES).then(|| text.to_owned())
+}
+
+/// A host name, with a port or without. Docker's other name for its own registry is left to the other parser.
+fn plain_registry(text: &str) -> Option<&str> {
+    let (host, port) = text.split_once(':').unwrap_or((text, "1"));
+    let label = |label: &str| {
+        label.bytes().all(|b| is_lower(b) || b == b'-')
+            && !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let good = host.split('.').all(label)
+        && !port.is_empty()
+        && port.bytes().all(|b| b.is_ascii_digit())
+        && host != "index.docker.io";
+    good.then_some(text)
 }
 
 impl FromStr for Reference {
@@ -172,6 +249,56 @@ mod tests {
         assert_eq!(reference.digest().unwrap().hex(), HEX);
         let both = Reference::parse(&format!("h:1/a:t@sha256:{HEX}")).unwrap();
         assert_eq!((both.tag(), both.registry()), (Some("t"), "h:1"));
+    }
+
+    #[test]
+    fn plain_names_are_read_as_the_registry_client_reads_them() {
+        let mut read = 0;
+        for registry in [
+            "",
+            "docker.io/",
+            "localhost/",
+            "localhost:5000/",
+            "a.b-c.example:1/",
+            "-a.b/",
+            "a..b/",
+            "index.docker.io/",
+            "h:/",
+            "Host.example/",
+            "10.0.0.1/",
+            "a_b.c/",
+        ] {
+            for path in [
+                "a",
+                "library/a",
+                "a/b/c",
+                "a-b_c.d/e",
+                "a--b",
+                "a__b",
+                "a_-b",
+                ".a",
+                "a/",
+                "/a",
+                "A",
+                "a b",
+                "",
+            ] {
+                for tag in ["", ":1.2-x_Y", ":_", ":-", ":", ":.a", ":a:b", ":a/b"] {
+                    for digest in ["", &format!("@sha256:{HEX}"), "@sha256:12", "@"] {
+                        let text = format!("{registry}{path}{tag}{digest}");
+                        if let Some(found) = plain(&text) {
+                            read += 1;
+                            assert_eq!(Parsed::try_from(text.as_str()).ok(), Some(found), "{text}");
+                        }
+                    }
+                }
+            }
+        }
+        assert!(read > 100, "{read}");
+        assert!(plain(&"a/".repeat(200)).is_none());
+        for text in ["busybox", "geektime/sample:v2", "registry.k8s.io/pause:3.9"] {
+            assert!(plain(text).is_some(), "{text}");
+        }
     }
 
     #[test]
