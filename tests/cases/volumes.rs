@@ -277,3 +277,89 @@ fn pod_over_the_size_limit_of_its_empty_dir_is_evicted_with_the_volume_named() {
         "{message}"
     );
 }
+
+/// Prints the events of the paths that it is given, as `WATCH MASK NAME`: watches count from 1, the mask is hexadecimal.
+/// It watches for what changes files, and not for reading.
+const WATCHER: &str = r#"
+    command:
+    - perl
+    - -e
+    - |
+      $| = 1;
+      my $fd = syscall(294, 0);
+      for my $path (@ARGV) { syscall(254, $fd, $path, 0xfce) > 0 or die "watch $path: $!" }
+      open(my $queue, "<&=", $fd) or die $!;
+      print "ready\n";
+      while (sysread($queue, my $bytes, 65536)) {
+        while (length $bytes) {
+          my ($watch, $mask, $cookie, $len) = unpack("iIII", $bytes);
+          printf "%d %x %s\n", $watch, $mask, unpack("Z*", substr($bytes, 16, $len));
+          $bytes = substr($bytes, 16 + $len);
+        }
+      }
+"#;
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn inotify_in_the_guest_tells_what_the_host_changes() {
+    let pod = Pod::new(&format!(
+        "
+  terminationGracePeriodSeconds: 1
+  volumes: [{{name: v, hostPath: {{path: DIR/made, type: DirectoryOrCreate}}}}]
+  containers:
+  - name: c
+    image: debian
+    volumeMounts: [{{name: v, mountPath: /v}}]{WATCHER}    - /v
+    - /v/key"
+    ));
+    // As a kubelet lays out a configMap.
+    let host = pod.directory.path().join("made");
+    let path = |name: &str| host.join(name);
+    let revision = |name: &str, text: &str| {
+        std::fs::create_dir_all(path(name)).expect("make a directory");
+        std::fs::write(path(name).join("key"), text).expect("write");
+        std::os::unix::fs::symlink(name, path("..data_tmp")).expect("link");
+        std::fs::rename(path("..data_tmp"), path("..data")).expect("rename");
+    };
+    revision("..one", "one");
+    std::os::unix::fs::symlink("..data/key", path("key")).expect("link");
+    pod.start();
+    let told = |event: &str| {
+        eventually(&format!("the event {event:?}"), || {
+            let log = pod.logs("c");
+            log.lines()
+                .any(|line| line.trim_end() == event)
+                .then_some(log)
+        })
+    };
+    told("ready");
+    std::fs::write(path("new"), "text").expect("write");
+    for event in ["1 100 new", "1 2 new", "1 8 new"] {
+        told(event);
+    }
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(path("new"), mode).expect("chmod");
+    told("1 4 new");
+    std::fs::rename(path("new"), path("renamed")).expect("rename");
+    told("1 40 new");
+    told("1 80 renamed");
+    std::fs::remove_file(path("renamed")).expect("remove");
+    told("1 200 renamed");
+
+    revision("..two", "two");
+    told("1 80 ..data");
+    assert_eq!(pod.sh("c", "cat /v/key"), "two");
+    std::fs::remove_dir_all(path("..one")).expect("remove");
+    for event in ["1 40000200 ..one", "2 4", "2 400", "2 8000"] {
+        told(event);
+    }
+
+    // What the guest does itself is told once, by its own kernel.
+    let _ = pod.sh("c", "echo text > /v/own; mv /v/own /v/mine");
+    std::fs::write(path("mark"), "").expect("write");
+    let log = told("1 100 mark");
+    for event in ["1 100 own", "1 2 own", "1 8 own", "1 40 own", "1 80 mine"] {
+        let times = log.lines().filter(|line| *line == event).count();
+        assert_eq!(times, 1, "{event:?} in\n{log}");
+    }
+}
