@@ -55,16 +55,7 @@ pub enum BootError {
     },
 }
 
-/// A guest that can be started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Prepared {
-    /// The kernel's entry point.
-    pub entry: u64,
-    /// Guest-physical end of the kernel's image.
-    pub kernel_end: u64,
-}
-
-/// Prepares the guest.
+/// Prepares the guest and returns the kernel's entry point.
 ///
 /// # Errors
 /// The files cannot be loaded or do not fit.
@@ -73,7 +64,7 @@ pub fn prepare(
     kernel: &KernelConfig,
     vcpus: u8,
     devices: usize,
-) -> Result<Prepared, BootError> {
+) -> Result<u64, BootError> {
     let write = |what| move |source| BootError::Write { what, source };
     let loaded = kernel_image::load_kernel(memory, &kernel.vmlinux)?;
     let initramfs = kernel
@@ -81,7 +72,6 @@ pub fn prepare(
         .as_deref()
         .map(|path| kernel_image::load_initramfs(memory, path, loaded.end))
         .transpose()?;
-    memory::leave_out_of_dumps(memory)?;
     // With RAM above 4 GiB the kernel allocates there first, where no initramfs is.
     let top = match initramfs {
         Some(loaded) if memory.num_regions() == 1 => GuestAddress(loaded.address),
@@ -109,10 +99,7 @@ pub fn prepare(
             .map_err(write("the GDT"))?;
     }
     page_tables(memory).map_err(write("the page tables"))?;
-    Ok(Prepared {
-        entry: loaded.entry,
-        kernel_end: loaded.end,
-    })
+    Ok(loaded.entry)
 }
 
 fn zero_page(

@@ -103,7 +103,7 @@ pub struct BuiltMachine {
 #[derive(Debug)]
 enum Beginning {
     /// At the kernel's entry.
-    Boot(boot::Prepared),
+    Boot(u64),
     /// Where a saved one stood.
     Restored(Box<Source>),
 }
@@ -225,22 +225,21 @@ impl BuiltMachine {
             ending,
             prepare: || confine_thread_or_exit(ThreadKind::Vcpu),
         };
-        let (fds, kernel_end) = match &self.beginning {
-            Beginning::Boot(prepared) => {
+        let fds = match &self.beginning {
+            Beginning::Boot(entry) => {
                 let count = self.config.vcpus;
-                let fds = (0..count)
-                    .map(|id| self.vm.create_vcpu(id, count, prepared.entry))
-                    .collect::<Result<Vec<_>, _>>()?;
-                (fds, prepared.kernel_end)
+                (0..count)
+                    .map(|id| self.vm.create_vcpu(id, count, *entry))
+                    .collect::<Result<Vec<_>, _>>()?
             }
             Beginning::Restored(saved) => {
                 let state = saved.state();
-                (self.vm.restore(&state.vm, &state.vcpus)?, 0)
+                self.vm.restore(&state.vm, &state.vcpus)?
             }
         };
         let saving = self
             .target
-            .map(|target| Saving::prepare(target, &self.vm, &fds, kernel_end))
+            .map(|target| Saving::prepare(target, &self.vm, &fds))
             .transpose()?;
         if let Some(jail) = self.jail {
             jail.close()?;

@@ -39,25 +39,15 @@ pub enum SnapshotError {
 pub(super) struct Saving {
     target: Target,
     vcpus: Vec<VcpuFd>,
-    kernel_end: u64,
 }
 
 impl Saving {
-    pub(super) fn prepare(
-        target: Target,
-        vm: &Vm,
-        vcpus: &[VcpuFd],
-        kernel_end: u64,
-    ) -> Result<Self, KvmError> {
+    pub(super) fn prepare(target: Target, vm: &Vm, vcpus: &[VcpuFd]) -> Result<Self, KvmError> {
         let vcpus = vcpus
             .iter()
             .map(|vcpu| vm.second_handle(vcpu))
             .collect::<Result<_, _>>()?;
-        Ok(Self {
-            target,
-            vcpus,
-            kernel_end,
-        })
+        Ok(Self { target, vcpus })
     }
 }
 
@@ -98,9 +88,7 @@ impl Machine {
             vcpus,
             runs: Vec::new(),
         };
-        saving
-            .target
-            .write(state, &self.memory, saving.kernel_end)?;
+        saving.target.write(state, &self.memory)?;
         Ok(())
     }
 }

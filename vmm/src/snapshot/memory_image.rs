@@ -21,7 +21,6 @@ const MAP_ENTRIES: usize = 4096;
 /// Bits of an entry of `/proc/self/pagemap` (Documentation/admin-guide/mm/pagemap.rst).
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
-const OF_FILE: u64 = 1 << 61;
 
 /// A piece of guest memory that is not all zero; whole pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,16 +31,14 @@ pub struct Run {
     pub bytes: u64,
 }
 
-/// Finds the pieces of `guest` that are not zero. `page_map` is `/proc/self/pagemap` of this process; below `kernel_end`
-/// pages of a file count, which is where the kernel was mapped; above they do not: that is the initramfs, which a guest
-/// has let go of when its init runs.
+/// Finds the pieces of `guest` that are not zero. `page_map` is `/proc/self/pagemap` of this process, and all of `guest` is
+/// memory of its own: nothing of a file is mapped there.
 ///
 /// # Errors
 /// The page map or the memory cannot be read.
 pub fn find_runs(
     guest: &GuestMemoryMmap<()>,
     page_map: &File,
-    kernel_end: u64,
     most: usize,
 ) -> io::Result<Vec<Run>> {
     let mut pages = Vec::new();
@@ -58,9 +55,7 @@ pub fn find_runs(
             for (i, entry) in (0u64..).zip(bytes.chunks_exact(8)) {
                 let entry = u64::from_le_bytes(entry.try_into().unwrap_or_default());
                 let at = region.start_addr().0 + (first + i) * PAGE;
-                let kernel = at < kernel_end;
-                let own = entry & (PRESENT | SWAPPED) != 0 && entry & OF_FILE == 0;
-                if (kernel || own) && !is_zero(guest, at)? {
+                if entry & (PRESENT | SWAPPED) != 0 && !is_zero(guest, at)? {
                     pages.push(at);
                 }
             }
@@ -195,7 +190,7 @@ mod tests {
         }
         // Touched, but zero.
         write_at(&from, 0x300_0000, 0);
-        let runs = find_runs(&from, &page_map().unwrap(), 0, 100).unwrap();
+        let runs = find_runs(&from, &page_map().unwrap(), 100).unwrap();
         let run = |start, bytes| Run { start, bytes };
         assert_eq!(runs, [run(0x1000, 0x5000), run(0x200_0000, 0x1000)]);
 
@@ -225,8 +220,8 @@ mod tests {
             write_at(&from, i * 0x10_0000, 1);
         }
         let page_map = page_map().unwrap();
-        assert_eq!(find_runs(&from, &page_map, 0, 100).unwrap().len(), 8);
-        let runs = find_runs(&from, &page_map, 0, 1).unwrap();
+        assert_eq!(find_runs(&from, &page_map, 100).unwrap().len(), 8);
+        let runs = find_runs(&from, &page_map, 1).unwrap();
         assert_eq!(
             runs,
             [Run {
@@ -234,22 +229,6 @@ mod tests {
                 bytes: 0x70_1000
             }]
         );
-    }
-
-    #[test]
-    fn pages_of_a_file_count_below_the_end_of_the_kernel_alone() {
-        let file = tempfile::tempfile().unwrap();
-        file.write_all_at(&[5; 0x2000], 0).unwrap();
-        let from = guest();
-        for at in [0x10_0000, 0x20_0000] {
-            memory::map_file(&from, &file, 0, at, 0x2000).unwrap();
-            assert_eq!(from.read_obj::<u8>(GuestAddress(at)).unwrap(), 5);
-        }
-        // Written to, a page is the guest's own.
-        write_at(&from, 0x20_1000, 6);
-        let runs = find_runs(&from, &page_map().unwrap(), 0x18_0000, 100).unwrap();
-        let run = |start, bytes| Run { start, bytes };
-        assert_eq!(runs, [run(0x10_0000, 0x2000), run(0x20_1000, 0x1000)]);
     }
 
     #[test]

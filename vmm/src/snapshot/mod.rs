@@ -134,10 +134,9 @@ impl Target {
         mut self,
         mut state: MachineState,
         memory: &GuestMemory,
-        kernel_end: u64,
     ) -> Result<(), WriteError> {
         let fail = |what| move |source| WriteError { what, source };
-        state.runs = memory_image::find_runs(memory, &self.page_map, kernel_end, MAX_RUNS)
+        state.runs = memory_image::find_runs(memory, &self.page_map, MAX_RUNS)
             .map_err(fail("find the pages in use for the memory"))?;
         memory_image::write(memory, &state.runs, &self.memory).map_err(fail("write the memory"))?;
         self.state
