@@ -199,9 +199,129 @@ impl fmt::Debug for Reference {
     }
 }
 
+/// Reads a name of the usual form. The client's own parser takes every form and knows what is wrong with one that is none,
+/// but its regular expression takes longer to compile than the rest of a pod's start takes.
+fn plain(text: &str) -> Option<Parsed> {
+    let (text, digest) = match text.split_once('@') {
+        Some((name, digest)) => (name, Some(Digest::parse(digest).ok()?.to_string())),
+        None => (text, None),
+    };
+    // A colon before the last slash belongs to the registry's port.
+    let (name, tag) = match text.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, Some(tag.to_owned())),
+        _ => (text, None),
+    };
+    let is_tag = |tag: &String| {
+        let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        tag.len() <= 128
+            && tag.starts_with(word)
+            && tag.chars().all(|c| word(c) || c == '.' || c == '-')
+    };
+    if tag.as_ref().is_some_and(|tag| !is_tag(tag)) {
+        return None;
+    }
+    let (registry, path) = match name.split_once('/') {
+        Some((first, rest)) if first == "localhost" || first.contains(['.', ':']) => (first, rest),
+        _ => ("docker.io", name),
+    };
+    if !is_registry(registry) || path.len() > 200 || !path.split('/').all(is_component) {
+        return None;
+    }
+    let registry = match registry {
+        "index.docker.io" => "docker.io",
+        other => other,
+    };
+    let repository = if registry == "docker.io" && !path.contains('/') {
+        format!("library/{path}")
+    } else {
+        path.to_owned()
+    };
+    let registry = registry.to_owned();
+    Some(match (tag, digest) {
+        (Some(tag), Some(digest)) => Parsed::with_tag_and_digest(registry, repository, tag, digest),
+        (None, Some(digest)) => Parsed::with_digest(registry, repository, digest),
+        (tag, None) => {
+            Parsed::with_tag(registry, repository, tag.unwrap_or_else(|| "latest".into()))
+        }
+    })
+}
+
+/// A host name with or without a port.
+fn is_registry(text: &str) -> bool {
+    let (host, port) = text.split_once(':').unwrap_or((text, "0"));
+    let label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+    };
+    host.split('.').all(label) && !port.is_empty() && port.chars().all(|c| c.is_ascii_digit())
+}
+
+/// A part of a repository's path: lower-case letters and digits, with a dot, one or two underscores or hyphens between.
+fn is_component(text: &str) -> bool {
+    let letter = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let between = |gap: &str| matches!(gap, "" | "." | "_" | "__") || gap.chars().all(|c| c == '-');
+    text.starts_with(letter) && text.ends_with(letter) && text.split(letter).all(between)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn plain_name_is_read_as_the_clients_parser_reads_it() {
+        let digest = format!("sha256:{HEX}");
+        let mut usual = 0;
+        for name in [
+            "busybox",
+            "a/b",
+            "geektime/sample",
+            "localhost/a",
+            "localhost:5000/a/b",
+            "index.docker.io/a",
+            "docker.io/library/a",
+            "Sub-Dom1.foo.com/bar/baz/quux",
+            "test.com",
+            "b.gcr.io/test.example.com/my-app",
+            "a__b/c--d.e_f",
+            "a..b",
+            "a_.b",
+            "a___b",
+            "-a",
+            "a-",
+            "a-.b/c",
+            "h:/a",
+            "h:x/a",
+            "foo_bar.com/a",
+            "A/b",
+            "a//b",
+            "/a",
+            "a/",
+            "",
+        ] {
+            for tag in [
+                "",
+                ":1",
+                ":Some_long.tag-1",
+                ":-x",
+                ":.x",
+                ":",
+                ":a/b",
+                ":é",
+            ] {
+                for digest in ["", &format!("@{digest}"), "@", "@sha256:12"] {
+                    let text = format!("{name}{tag}{digest}");
+                    if let Some(read) = plain(&text) {
+                        assert_eq!(Parsed::try_from(text.as_str()), Ok(read), "{text}");
+                        usual += 1;
+                    }
+                }
+            }
+        }
+        assert!(usual > 60, "{usual}");
+        assert!(plain("busybox").is_some() && plain("h:1/a/b:t").is_some());
+    }
 
     const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
