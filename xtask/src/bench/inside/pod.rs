@@ -13,7 +13,7 @@ use crate::process;
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// How long a command in a pod may take, also in the node's own time: work of that length is a pod that hangs.
-const EXEC_SECONDS: u32 = 60;
+const EXEC_SECONDS: u32 = 15;
 
 /// A running pod.
 #[derive(Debug)]
