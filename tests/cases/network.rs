@@ -152,7 +152,7 @@ fn large_transfers_arrive_whole_in_both_directions() {
     let pod = Pod::new(
         "
   terminationGracePeriodSeconds: 1
-  containers: [{name: c, image: busybox, command: [sh, -c, 'mkdir /w; dd if=/dev/urandom of=/w/big bs=1M count=4 2>/dev/null; httpd -f -p 8080 -h /w']}]",
+  containers: [{name: c, image: busybox, command: [sh, -c, 'mkdir /w; dd if=/dev/urandom of=/w/part bs=1M count=4 2>/dev/null; mv /w/part /w/big; httpd -f -p 8080 -h /w']}]",
     );
     pod.start();
     pod.await_phase("Running");
