@@ -1,6 +1,8 @@
 //! The example manifests, run as they stand.
 
-use vmpod_tests::{Pod, eventually, get, vmpod};
+use std::time::Duration;
+
+use vmpod_tests::{Pod, eventually, eventually_within, get, vmpod};
 
 fn example(file: &str) -> String {
     let path = format!("{}/../examples/{file}", env!("CARGO_MANIFEST_DIR"));
@@ -59,7 +61,9 @@ fn two_containers_serve_the_page_that_the_host_holds() {
 fn javaweb_answers_the_applications_page_on_the_host_port() {
     let pod = Pod::of_text("javaweb-2", &example("javaweb-2.yaml"));
     pod.start();
-    let page = eventually("the page of the application", || {
+    // A Java virtual machine that compiles its code, in a machine that is emulated: half a minute on a quiet one.
+    let limit = Duration::from_secs(300);
+    let page = eventually_within(limit, "the page of the application", || {
         get("http://127.0.0.1:8001/sample/")
     });
     assert!(page.contains("sample"), "{page}");

@@ -24,15 +24,23 @@ pub const LIMIT: Duration = Duration::from_secs(90);
 ///
 /// # Panics
 /// When nothing came within [`LIMIT`]; the message says what was awaited.
-pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + LIMIT;
+pub fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    eventually_within(LIMIT, what, look)
+}
+
+/// As [`eventually`], with a limit for what takes long by itself.
+///
+/// # Panics
+/// When nothing came within `limit`; the message says what was awaited.
+pub fn eventually_within<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + limit;
     loop {
         if let Some(found) = look() {
             return found;
         }
         assert!(
             Instant::now() < end,
-            "within {LIMIT:?} there was never: {what}"
+            "within {limit:?} there was never: {what}"
         );
         std::thread::sleep(Duration::from_millis(100));
     }

@@ -40,16 +40,14 @@ fn to_io(error: rtnetlink::Error) -> io::Error {
     }
 }
 
-/// Index of interface `name`; `None` when there is none. Asked of sysfs: if_nametoindex(3) has the kernel execute modprobe
-/// twice for a name that it does not know, in case a module of that name makes the interface.
+/// Index of interface `name` in this network namespace; `None` when there is none. Found among all: asked for by name
+/// (if_nametoindex(3)), the kernel executes modprobe twice for one that it does not know, and sysfs shows the namespace
+/// that it was mounted in, which may be another one.
 fn index_of(name: &str) -> Option<u32> {
-    let class = Path::new("/sys/class/net");
-    match fs::read_to_string(class.join(name).join("ifindex")) {
-        Ok(text) => text.trim().parse().ok(),
-        // Without sysfs there is the other way alone.
-        Err(_) if !class.exists() => nix::net::if_::if_nametoindex(name).ok(),
-        Err(_) => None,
-    }
+    let all = nix::net::if_::if_nameindex().ok()?;
+    all.iter()
+        .find(|interface| interface.name().to_bytes() == name.as_bytes())
+        .map(|interface| interface.index())
 }
 
 /// Makes the bridge with the gateway's address where it is not there. Returns whether it was made.

@@ -63,6 +63,20 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), DurableErr
     write_bytes(path, &bytes, 0o600)
 }
 
+/// Removes what processes that were killed while they wrote files of `directory` left beside them.
+pub fn sweep(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let writer = name
+            .to_str()
+            .and_then(|name| name.strip_suffix(".new")?.rsplit_once('.'))
+            .and_then(|(_, pid)| pid.parse::<u32>().ok());
+        if writer.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Writes `bytes` to `path` with `mode` by way of a file beside it and a rename.
 ///
 /// # Errors
@@ -126,6 +140,25 @@ mod tests {
         write_json(&path, &2).unwrap();
         assert_eq!(read_json::<i32>(&path).unwrap(), 2);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn sweep_takes_what_dead_writers_left_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = format!("a.json.{}.new", std::process::id());
+        // No process has the largest number there is.
+        for name in ["a.json", "a.json.4194304.new", "b.new", &own] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        sweep(dir.path());
+        let mut left: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        let mut expected = vec!["a.json".to_owned(), own, "b.new".to_owned()];
+        expected.sort();
+        assert_eq!(left, expected);
     }
 
     #[test]

@@ -344,6 +344,7 @@ pub fn collect(roots: &Roots, ended: bool) -> Result<Vec<Reaped>, RegistryError>
     network::repair(&roots.network(), |id| {
         process::is_locked(&roots.pod(id).lock())
     })?;
+    durable::sweep(&roots.network().join("leases"));
     Ok(reaped)
 }
 
