@@ -365,6 +365,14 @@ mod tests {
         assert_eq!(bytes.get(8..), Some([0; 8].as_slice()));
     }
 
+    fn one_card() -> HashMap<String, Link> {
+        let link = Link {
+            index: 2,
+            name: "eth0".into(),
+        };
+        HashMap::from([("02:00:00:00:00:01".to_owned(), link)])
+    }
+
     #[test]
     fn interface_with_an_unknown_mac_names_those_that_are_there() {
         let sandbox = ConfigureSandboxRequest {
@@ -375,13 +383,7 @@ mod tests {
             }],
             ..Default::default()
         };
-        let links = HashMap::from([(
-            "02:00:00:00:00:01".to_owned(),
-            Link {
-                index: 2,
-                name: "eth0".into(),
-            },
-        )]);
+        let links = one_card();
         let error = requests(&sandbox, &links).unwrap_err().to_string();
         assert!(error.contains("02:00:00:00:00:09"), "{error}");
         assert!(error.contains("there are: 02:00:00:00:00:01"), "{error}");
@@ -398,13 +400,7 @@ mod tests {
             }],
             ..Default::default()
         };
-        let links = HashMap::from([(
-            "02:00:00:00:00:01".to_owned(),
-            Link {
-                index: 2,
-                name: "eth0".into(),
-            },
-        )]);
+        let links = one_card();
         let requests = requests(&sandbox, &links).unwrap();
         // Length 10, attribute IFLA_ADDRESS, six bytes.
         let attribute = [10, 0, 1, 0, 2, 0, 0, 0, 0, 9];

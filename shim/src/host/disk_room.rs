@@ -1,5 +1,6 @@
 //! Whether a disk has room for a pod at all: a pod without any would run and lose its output.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::statvfs;
@@ -21,23 +22,28 @@ pub struct DiskFull {
     pub free: u64,
 }
 
+/// Bytes that are left on the disk that holds `path`, for a user without privileges (statvfs(3), `f_bavail`).
+///
+/// # Errors
+/// The system's answer.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let found = statvfs(path)?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
 /// Looks at the disk that holds `path`. One that cannot be asked is taken to have room: whatever is wrong with it shows
 /// at the first write.
 ///
 /// # Errors
 /// [`DiskFull`].
 pub fn check(path: &Path) -> Result<(), DiskFull> {
-    let Ok(found) = statvfs(path) else {
-        return Ok(());
-    };
-    let free = found.f_bavail.saturating_mul(found.f_frsize);
-    if free < NEEDED {
-        return Err(DiskFull {
+    match free_bytes(path) {
+        Ok(free) if free < NEEDED => Err(DiskFull {
             path: path.to_path_buf(),
             free,
-        });
+        }),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -16,7 +16,6 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use rustix::fs::statvfs;
 use sha2::{Digest, Sha256};
 use vmpod_agent_protocol::PROTOCOL_VERSION;
 use vmpod_vmm_api::MachineConfig;
@@ -24,6 +23,7 @@ use vmpod_vmm_api::MachineConfig;
 use super::roots::{PodPaths, Roots};
 use super::tree::remove_tree;
 use crate::host::bundle::Bundle;
+use crate::host::disk_room;
 
 /// Templates that are kept; the one that was used longest ago goes first.
 const KEPT: usize = 8;
@@ -184,8 +184,7 @@ impl Templates {
         let mut maker = DirBuilder::new();
         maker.recursive(true).mode(0o700);
         maker.create(&self.directory)?;
-        let space = statvfs(&self.directory)?;
-        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        let free = disk_room::free_bytes(&self.directory)?;
         let wanted = SPARE_BYTES.saturating_add((config.memory_mib << 20) / USED_PART);
         if free < wanted {
             return Err(io::Error::new(

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::{layout, memory};
+use crate::layout;
+use crate::memory::{self, PAGE};
 
-const PAGE: u64 = 4096;
 const HUGE_PAGE: u64 = 2 << 20;
 /// Bytes of an ELF64 header and of a program header.
 const HEADER: usize = 64;

@@ -212,34 +212,9 @@ fn greeting(listener: &UnixListener) -> String {
 #[ignore = "needs KVM: run by cargo xtask test in the node"]
 fn machine_in_a_jail_serves_its_devices_with_few_rights() {
     let mut vmm = VmmProcess::start_with_tap("vmmtest1");
-    let mut config = vmm.config(2, 128, "wait");
+    let mut config = vmm.confined(2, 128, "wait");
     let dir = vmm.dir.path().to_owned();
-    for name in ["share", "run", "jail"] {
-        std::fs::create_dir(dir.join(name)).unwrap();
-    }
-    config.console_log = dir.join("run/console.log");
-    config.vsock = Some(VsockConfig {
-        guest_cid: 3,
-        uds_path: dir.join("run/vsock"),
-    });
-    config.shares.push(ShareConfig {
-        tag: "pod".into(),
-        path: dir.join("share"),
-        queues: 1,
-        read_only: false,
-    });
-    config.nets.push(NetConfig {
-        tap_fd: vmm.tap.as_ref().unwrap().as_raw_fd(),
-        mac: "02:00:00:00:00:01".into(),
-        mtu: 1500,
-    });
-    config.balloon = true;
     config.blocks.push(block(&dir));
-    config.jail = Some(JailConfig {
-        root: dir.join("jail"),
-        open_files: 4096,
-    });
-    vmm.console = dir.join("run/console.log");
     let listener = UnixListener::bind(dir.join("run/vsock_1024")).unwrap();
     vmm.create(config);
     vmm.wait_console("READY");

@@ -1,48 +1,18 @@
 //! Machines that go on from a snapshot of another.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use vmpod_vmm_api::{
-    ExitReason, JailConfig, MachineConfig, NetConfig, Reply, Request, ShareConfig, VsockConfig,
-};
+use vmpod_vmm_api::{ExitReason, MachineConfig, Reply, Request};
 
 use crate::vmm_process::{LIMIT, VmmProcess};
 
 const MEMORY_MIB: u64 = 128;
 
-/// A confined machine with every device that can be saved; its directories lie below the process's own.
+/// A machine that can be saved and serves its greeting.
 fn config(vmm: &mut VmmProcess, vcpus: u8) -> MachineConfig {
-    let mut config = vmm.config(vcpus, MEMORY_MIB, "serve");
-    let dir = vmm.dir.path().to_owned();
-    for name in ["share", "run", "jail"] {
-        std::fs::create_dir(dir.join(name)).unwrap();
-    }
-    vmm.console = dir.join("run/console.log");
-    config.console_log = vmm.console.clone();
-    config.vsock = Some(VsockConfig {
-        guest_cid: 3,
-        uds_path: dir.join("run/vsock"),
-    });
-    config.shares.push(ShareConfig {
-        tag: "pod".into(),
-        path: dir.join("share"),
-        queues: 1,
-        read_only: false,
-    });
-    config.nets.push(NetConfig {
-        tap_fd: vmm.tap.as_ref().unwrap().as_raw_fd(),
-        mac: "02:00:00:00:00:01".into(),
-        mtu: 1500,
-    });
-    config.balloon = true;
-    config.jail = Some(JailConfig {
-        root: dir.join("jail"),
-        open_files: 4096,
-    });
-    config
+    vmm.confined(vcpus, MEMORY_MIB, "serve")
 }
 
 /// Asks the guest for its greeting, and for a file in its share.

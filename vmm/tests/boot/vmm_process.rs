@@ -9,7 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use vmpod_vmm_api::{
-    Event, ExitReason, KernelConfig, MachineConfig, Message, Metrics, Reply, Request,
+    Event, ExitReason, JailConfig, KernelConfig, MachineConfig, Message, Metrics, NetConfig, Reply,
+    Request, ShareConfig, VsockConfig,
 };
 
 use crate::guest_init;
@@ -95,6 +96,38 @@ impl VmmProcess {
             restore: None,
             jail: None,
         }
+    }
+
+    /// The same, confined, with every device that can be saved; their directories lie below the process's own. Wants a
+    /// tap.
+    pub fn confined(&mut self, vcpus: u8, memory_mib: u64, action: &str) -> MachineConfig {
+        let dir = self.dir.path().to_owned();
+        for name in ["share", "run", "jail"] {
+            std::fs::create_dir(dir.join(name)).unwrap();
+        }
+        self.console = dir.join("run/console.log");
+        let mut config = self.config(vcpus, memory_mib, action);
+        config.vsock = Some(VsockConfig {
+            guest_cid: 3,
+            uds_path: dir.join("run/vsock"),
+        });
+        config.shares.push(ShareConfig {
+            tag: "pod".into(),
+            path: dir.join("share"),
+            queues: 1,
+            read_only: false,
+        });
+        config.nets.push(NetConfig {
+            tap_fd: self.tap.as_ref().unwrap().as_raw_fd(),
+            mac: "02:00:00:00:00:01".into(),
+            mtu: 1500,
+        });
+        config.balloon = true;
+        config.jail = Some(JailConfig {
+            root: dir.join("jail"),
+            open_files: 4096,
+        });
+        config
     }
 
     pub fn console(&self) -> String {

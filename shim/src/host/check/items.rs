@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use rustix::fs::statvfs;
-
 use super::{Item, bounded_output, kvm_probe};
 use crate::host::bundle::Bundle;
 use crate::host::capacity::meminfo;
+use crate::host::disk_room;
 use crate::pod::cgroup;
 use crate::pod::roots::Roots;
 use crate::pod::tree;
@@ -328,10 +327,9 @@ pub(super) fn memory() -> Item {
 pub(super) fn disk(roots: &Roots) -> Item {
     const NAME: &str = "disk";
     let place = existing(&roots.state);
-    let Ok(found) = statvfs(&place) else {
+    let Ok(free) = disk_room::free_bytes(&place) else {
         return Item::weak(NAME, format!("unknown at {}", place.display()), "");
     };
-    let free = found.f_bavail.saturating_mul(found.f_frsize);
     let words = format!("{} MiB free at {}", free >> 20, place.display());
     let remedy = "free some space, or choose another place with --state";
     if free < DISK_MISSING {

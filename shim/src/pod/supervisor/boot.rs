@@ -147,7 +147,7 @@ async fn restore(
             pod.status.guest.insert("start".into(), how);
             Ok(Some((vmm, agent, answer)))
         }
-        Err(error @ StartError::Agent { .. }) if is_refusal(&error) => Err(error),
+        Err(error) if is_refusal(&error) => Err(error),
         Err(error) => {
             // Gone before another takes its sockets and its place.
             let _ = vmm.kill(KILL_LIMIT).await;

@@ -7,6 +7,9 @@ use super::ground::{Ground, figure};
 use super::pod::Pod;
 use crate::bench::result::{KILO_INSTRUCTIONS, Row, THROUGHPUT};
 
+/// Figures of the load program, in the order of the rows.
+const KINDS: [&str; 5] = ["write", "read", "create", "stat", "unlink"];
+
 /// Measures the volume `volume` (`empty` or `host`) into rows of these names: write, read, create, stat, unlink.
 pub fn measure(ground: &Ground, volume: &str, names: [&'static str; 5]) -> Result<Vec<Row>> {
     let dir = ground.dir.display();
@@ -31,7 +34,7 @@ pub fn measure(ground: &Ground, volume: &str, names: [&'static str; 5]) -> Resul
     )?;
     let mut found: Vec<Row> = names
         .iter()
-        .zip(["write", "read", "create", "stat", "unlink"])
+        .zip(KINDS)
         .map(|(name, kind)| {
             let bulk = matches!(kind, "write" | "read");
             let unit = if bulk { THROUGHPUT } else { KILO_INSTRUCTIONS };
@@ -41,10 +44,7 @@ pub fn measure(ground: &Ground, volume: &str, names: [&'static str; 5]) -> Resul
     // Each is the mean of many operations already.
     for _ in 0..ground.plan.runs.min(3) {
         let output = pod.exec(&["/load/load", "files", &format!("/{volume}")])?;
-        for (row, kind) in found
-            .iter_mut()
-            .zip(["write", "read", "create", "stat", "unlink"])
-        {
+        for (row, kind) in found.iter_mut().zip(KINDS) {
             let (nanoseconds, count) = figure(&output, kind)?;
             row.samples.push(if row.unit == THROUGHPUT {
                 count / 1e6 / (nanoseconds / 1e9)
