@@ -344,8 +344,19 @@ pub fn collect(roots: &Roots, ended: bool) -> Result<Vec<Reaped>, RegistryError>
     network::repair(&roots.network(), |id| {
         process::is_locked(&roots.pod(id).lock())
     })?;
-    durable::sweep(&roots.network().join("leases"));
+    sweep_half_written(roots);
     Ok(reaped)
+}
+
+/// Removes what processes that were killed while they wrote left, in every directory that records are written to. The
+/// image store and the templates write into scratch directories, which are swept by their owners.
+fn sweep_half_written(roots: &Roots) {
+    let network = roots.network();
+    durable::sweep(&network.join("leases"));
+    durable::sweep(&network);
+    for entry in fs::read_dir(roots.pods()).into_iter().flatten().flatten() {
+        durable::sweep(&entry.path());
+    }
 }
 
 /// Removes the record of a pod that has ended.
@@ -428,6 +439,7 @@ fn new_id() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::PathBuf;
 
     fn roots() -> (tempfile::TempDir, Roots) {
         let dir = tempfile::tempdir().unwrap();
@@ -508,6 +520,32 @@ mod tests {
         ids.sort();
         assert_eq!(ids, ["aaaaaaaaaaaa", "bbbbbbbbbbbb"]);
         assert_eq!(list(&roots).unwrap()[0].reservation, held.reservation);
+    }
+
+    #[test]
+    fn half_written_files_of_killed_processes_are_collected_wherever_records_are_written() {
+        let (_dir, roots) = roots();
+        let held = reserve(&roots, &CAPACITY, wish("a")).unwrap();
+        fs::create_dir_all(roots.network().join("leases")).unwrap();
+        // No process has the largest number there is.
+        let left = [
+            roots.network().join("leases/192.0.2.2"),
+            roots.network().join("last-address"),
+            roots.network().join("settings.json"),
+            roots.network().join("rules.nft"),
+            held.paths.status(),
+            held.paths.config(),
+        ]
+        .map(|path| PathBuf::from(format!("{}.4194304.new", path.display())));
+        let whole = roots.network().join("last-address");
+        for path in left.iter().chain([&whole]) {
+            fs::write(path, "\"192").unwrap();
+        }
+        collect(&roots, false).unwrap();
+        for path in &left {
+            assert!(!path.exists(), "{}", path.display());
+        }
+        assert!(whole.exists() && held.paths.reservation().exists());
     }
 
     #[test]
