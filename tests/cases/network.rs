@@ -1,4 +1,4 @@
-//! One address a pod: localhost, host, other pods, names, host ports.
+//! One address a pod: localhost, host, other pods, names, host ports; and no more than that one.
 
 use std::process::Command;
 
@@ -174,4 +174,118 @@ fn large_transfers_arrive_whole_in_both_directions() {
             .then_some(text)
     });
     assert!(here.starts_with(there.split_whitespace().next().unwrap_or("-")));
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn pod_cannot_send_as_another_and_nobody_hears_it_say_so() {
+    let victim = server();
+    let address = ip(&victim);
+    // Everything that a container can be given: the address is not the guest's to choose.
+    let thief = Pod::new(
+        "
+  terminationGracePeriodSeconds: 1
+  containers: [{name: c, image: busybox, command: [sleep, '1000'], securityContext: {privileged: true}}]",
+    );
+    thief.start();
+    thief.await_phase("Running");
+    let own = ip(&thief);
+    let gateway = format!("{}.1", address.rsplit_once('.').expect("four numbers").0);
+    // Both are known to the host.
+    assert_eq!(
+        thief
+            .exec("c", &["ping", "-c", "1", "-W", "10", &gateway])
+            .code,
+        0
+    );
+    assert!(get(&format!("http://{address}:8080/")).is_some());
+    let neighbour = |address: &str| {
+        let output = Command::new("ip")
+            .args(["neigh", "show", address, "dev", "vmpod0"])
+            .output()
+            .expect("run ip");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.split_whitespace()
+            .skip_while(|word| *word != "lladdr")
+            .nth(1)
+            .map(str::to_owned)
+    };
+    let macs = (neighbour(&address), neighbour(&own));
+    assert!(macs.0.is_some() && macs.0 != macs.1, "{macs:?}");
+
+    // The other's address beside the own one: announced, used, asked with.
+    thief.sh("c", &format!("ip addr add {address}/32 dev eth0"));
+    thief.exec(
+        "c",
+        &[
+            "arping", "-A", "-c", "3", "-I", "eth0", "-s", &address, &address,
+        ],
+    );
+    thief.exec(
+        "c",
+        &[
+            "arping", "-U", "-c", "3", "-I", "eth0", "-s", &address, &gateway,
+        ],
+    );
+    assert_ne!(
+        thief
+            .exec(
+                "c",
+                &["ping", "-c", "2", "-W", "2", "-I", &address, &gateway]
+            )
+            .code,
+        0,
+        "an answer to another's question"
+    );
+    assert_eq!(neighbour(&address), macs.0, "the host believes the thief");
+    assert_eq!(
+        get(&format!("http://{address}:8080/")).as_deref(),
+        Some("page\n")
+    );
+    thief.sh("c", &format!("ip addr del {address}/32 dev eth0"));
+
+    // The other's MAC address: the bridge would send the other's frames to the thief.
+    let mac = macs.0.expect("checked above");
+    let line = format!(
+        "ip link set eth0 down && ip link set eth0 address {mac} && ip link set eth0 up && ip addr; ping -c 2 -W 2 {gateway}"
+    );
+    assert_ne!(thief.exec("c", &["sh", "-c", &line]).code, 0);
+    assert_eq!(
+        get(&format!("http://{address}:8080/")).as_deref(),
+        Some("page\n")
+    );
+    // With its own back it is a member like any other: the route went with the link.
+    let line = format!(
+        "ip link set eth0 down && ip link set eth0 address {} && ip link set eth0 up && ip addr && ping -c 1 -W 10 {gateway}",
+        macs.1.expect("known since the first ping")
+    );
+    let outcome = thief.exec("c", &["sh", "-c", &line]);
+    assert_eq!(outcome.code, 0, "{outcome}");
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn pod_says_nothing_of_ipv6_on_its_network() {
+    let pod = server();
+    let link_local = Command::new("sh")
+        .args([
+            "-c",
+            "ip -6 -o addr show dev vmpod0 scope link | awk '{sub(\"/.*\", \"\", $4); print $4}'",
+        ])
+        .output()
+        .expect("run sh");
+    let host = String::from_utf8_lossy(&link_local.stdout)
+        .trim()
+        .to_owned();
+    assert!(host.starts_with("fe80"), "{host}");
+    assert_ne!(
+        pod.exec(
+            "other",
+            &["ping", "-6", "-c", "2", "-W", "2", &format!("{host}%eth0")]
+        )
+        .code,
+        0
+    );
+    // Within the pod it works.
+    assert_eq!(pod.exec("other", &["ping", "-6", "-c", "1", "::1"]).code, 0);
 }

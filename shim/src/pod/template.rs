@@ -350,6 +350,7 @@ mod tests {
                     tap_fd: 3,
                     mac: String::new(),
                     mtu: 1450,
+                    sender: None,
                 });
             },
         ];

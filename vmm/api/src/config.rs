@@ -1,5 +1,6 @@
 //! What a machine is made of. Plain data and the checks that need no host: paths are opened by the VMM.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -92,6 +93,20 @@ pub struct NetConfig {
     pub mac: String,
     /// MTU announced to the guest, 68 to 65535.
     pub mtu: u16,
+    /// As whom the guest may send. Absent: as anybody, for a network whose other members know how to defend themselves.
+    #[serde(default)]
+    pub sender: Option<SenderConfig>,
+}
+
+/// The addresses that a guest may send as. Frames from others are dropped, and so is what is neither IPv4 nor ARP: IPv6,
+/// VLAN tags, protocols of bridges.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SenderConfig {
+    /// MAC address, `aa:bb:cc:dd:ee:ff`. May differ from the one that the card announces: a guest can set another.
+    pub mac: String,
+    /// IPv4 addresses.
+    pub ipv4: Vec<Ipv4Addr>,
 }
 
 /// A block device.
@@ -197,6 +212,15 @@ impl MachineConfig {
                     "expected six hexadecimal bytes such as 02:00:00:00:00:01",
                 );
             }
+            if let Some(sender) = &net.sender
+                && parse_mac(&sender.mac).is_none()
+            {
+                return fail(
+                    format!("nets[{i}].sender.mac"),
+                    format!("{:?}", sender.mac),
+                    "expected six hexadecimal bytes such as 02:00:00:00:00:01",
+                );
+            }
             if net.mtu < 68 {
                 return fail(
                     format!("nets[{i}].mtu"),
@@ -242,6 +266,14 @@ impl MachineConfig {
 }
 
 impl NetConfig {
+    /// The six bytes of the MAC address; `None` when the text is not one.
+    #[must_use]
+    pub fn mac_bytes(&self) -> Option<[u8; 6]> {
+        parse_mac(&self.mac)
+    }
+}
+
+impl SenderConfig {
     /// The six bytes of the MAC address; `None` when the text is not one.
     #[must_use]
     pub fn mac_bytes(&self) -> Option<[u8; 6]> {
@@ -301,8 +333,15 @@ mod tests {
             tap_fd: 3,
             mac: "02:00:00:00:00".into(),
             mtu: 1500,
+            sender: None,
         });
         assert_eq!(m.validate().unwrap_err().field, "nets[0].mac");
+        m.nets[0].mac = "02:00:00:00:00:01".into();
+        m.nets[0].sender = Some(SenderConfig {
+            mac: "02".into(),
+            ipv4: vec![],
+        });
+        assert_eq!(m.validate().unwrap_err().field, "nets[0].sender.mac");
     }
 
     #[test]

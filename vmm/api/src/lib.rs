@@ -13,7 +13,7 @@ mod message;
 
 pub use config::{
     BlockConfig, BlockSource, ConfigError, JailConfig, KernelConfig, MachineConfig, NetConfig,
-    ShareConfig, VsockConfig,
+    SenderConfig, ShareConfig, VsockConfig,
 };
 pub use exit::ExitReason;
 pub use message::{

@@ -120,6 +120,9 @@ pub struct DeviceMetrics {
     pub written_bytes: u64,
     /// Malformed or failed requests.
     pub errors: u64,
+    /// Frames that the guest is not allowed to send ([`crate::SenderConfig`]).
+    #[serde(default)]
+    pub dropped: u64,
     /// Interrupts raised.
     pub interrupts: u64,
     /// Queue notifications received.

@@ -17,7 +17,7 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::{Balloon, BalloonControl};
 use crate::virtio::blk::{Blk, BlkError};
 use crate::virtio::fs::{Fs, FsError};
-use crate::virtio::net::{Net, NetError};
+use crate::virtio::net::{Net, NetError, Sender};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Vsock, VsockError};
 
@@ -224,8 +224,14 @@ pub fn build(
         let name = format!("net{i}");
         // Validated with the configuration.
         let mac = net.mac_bytes().unwrap_or_default();
-        let device = Net::new(name.clone(), tap, mac, net.mtu)
+        let mut device = Net::new(name.clone(), tap, mac, net.mtu)
             .map_err(|source| DeviceError::Net { name, source })?;
+        if let Some(sender) = &net.sender {
+            device = device.only_as(Sender {
+                mac: sender.mac_bytes().unwrap_or_default(),
+                ipv4: sender.ipv4.clone(),
+            });
+        }
         all.push(Box::new(device));
     }
     for (i, (block, file)) in config.blocks.iter().zip(sources.blocks).enumerate() {

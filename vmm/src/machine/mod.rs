@@ -366,6 +366,7 @@ impl Machine {
                     read_bytes: read(&counters.read_bytes),
                     written_bytes: read(&counters.written_bytes),
                     errors: read(&counters.errors),
+                    dropped: read(&counters.dropped),
                     interrupts: read(&counters.interrupts),
                     notifications: read(&counters.notifications),
                 },

@@ -223,6 +223,25 @@ impl<'m> IoVecs<'m> {
         usize::try_from(n).map_err(|_| io::Error::last_os_error())
     }
 
+    /// writev(2) of `first` and then the vectors, as one.
+    ///
+    /// # Errors
+    /// As the system call; [`MAX_PIECES`] vectors have no place for another in front of them.
+    pub fn write_behind(&mut self, first: &[u8], fd: BorrowedFd<'_>) -> io::Result<usize> {
+        if first.is_empty() {
+            return self.write_to(fd);
+        }
+        let vector = libc::iovec {
+            iov_base: first.as_ptr().cast_mut().cast(),
+            iov_len: first.len(),
+        };
+        self.vectors.insert(0, vector);
+        // The kernel only reads, and `first` outlives the call; the vector that covers it does not.
+        let written = self.write_to(fd);
+        self.vectors.remove(0);
+        written
+    }
+
     /// preadv(2) into the vectors.
     ///
     /// # Errors
@@ -323,9 +342,11 @@ mod tests {
         assert_eq!(vectors.append(&parts, 10, 9), 2);
         let (mut reader, writer) = std::io::pipe().unwrap();
         assert_eq!(vectors.write_to(writer.as_fd()).unwrap(), 6);
+        assert_eq!(vectors.write_behind(b"12", writer.as_fd()).unwrap(), 8);
+        assert_eq!(vectors.write_behind(b"", writer.as_fd()).unwrap(), 6);
         drop(writer);
         let mut got = Vec::new();
         std::io::Read::read_to_end(&mut reader, &mut got).unwrap();
-        assert_eq!(got, b"bcdekl");
+        assert_eq!(got, b"bcdekl12bcdeklbcdekl");
     }
 }

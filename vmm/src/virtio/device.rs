@@ -110,6 +110,8 @@ pub struct DeviceCounters {
     pub written_bytes: AtomicU64,
     /// Malformed or failed requests.
     pub errors: AtomicU64,
+    /// Frames that the guest may not send.
+    pub dropped: AtomicU64,
     /// Interrupts raised.
     pub interrupts: AtomicU64,
     /// Queue notifications received.

@@ -167,6 +167,7 @@ fn machine_with_devices_boots_and_its_drivers_start_them() {
         tap_fd: vmm.tap.as_ref().unwrap().as_raw_fd(),
         mac: "02:00:00:00:00:01".into(),
         mtu: 1500,
+        sender: None,
     });
     config.balloon = true;
     config.blocks.push(block(vmm.dir.path()));
@@ -316,6 +317,7 @@ fn machine_with_a_descriptor_that_is_no_tap_is_refused() {
         tap_fd: 77,
         mac: "02:00:00:00:00:01".into(),
         mtu: 1500,
+        sender: None,
     });
     let Reply::Error { message } = vmm.request(&Request::Create(Box::new(config))) else {
         panic!("accepted");

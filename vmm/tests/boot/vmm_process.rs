@@ -121,6 +121,7 @@ impl VmmProcess {
             tap_fd: self.tap.as_ref().unwrap().as_raw_fd(),
             mac: "02:00:00:00:00:01".into(),
             mtu: 1500,
+            sender: None,
         });
         config.balloon = true;
         config.jail = Some(JailConfig {

@@ -11,7 +11,7 @@ use tokio::net::UnixListener;
 use tokio::time::{Instant, sleep_until};
 use vmpod_agent_protocol::messages as m;
 use vmpod_agent_protocol::{AGENT_PORT, READY_PORT, SHARE_TAG};
-use vmpod_vmm_api::{JailConfig, KernelConfig, MachineConfig, NetConfig, ShareConfig, VsockConfig};
+use vmpod_vmm_api::{JailConfig, KernelConfig, MachineConfig, NetConfig, SenderConfig, ShareConfig, VsockConfig};
 
 use super::setup::Prepared;
 use super::{Pod, StartError, requests};
@@ -333,6 +333,10 @@ fn machine(pod: &Pod, prepared: &Prepared, tap: Option<&OwnedFd>) -> MachineConf
                     tap_fd: tap?.as_raw_fd(),
                     mac: CARD_MAC.into(),
                     mtu: network.place.mtu,
+                    sender: Some(SenderConfig {
+                        mac: network.place.mac(),
+                        ipv4: vec![network.place.address],
+                    }),
                 })
             })
             .collect(),

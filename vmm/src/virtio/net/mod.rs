@@ -1,7 +1,8 @@
 //! virtio-net device (VIRTIO 1.3 section 5.1) on a tap: one queue pair, offloads, mergeable receive buffers.
 //!
 //! The tap is opened by the caller and belongs to the device; one worker thread moves frames straight between it and guest
-//! memory. The device knows nothing of addresses other than the MAC it announces.
+//! memory. The device knows nothing of addresses other than the MAC it announces and, if it is told, whom the guest may
+//! send as.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -11,6 +12,7 @@ use std::sync::mpsc;
 use vmm_sys_util::epoll::Epoll;
 
 use self::request::Receiving;
+pub use self::sender::Sender;
 use self::tap::{Tap, Wire};
 use self::worker::Worker;
 use super::device::{ActivateError, Activation, DeviceCounters, StoppedQueue, VirtioDevice};
@@ -18,6 +20,7 @@ use super::ring::{Ring, take_queue};
 use super::worker_thread::WorkerThread;
 
 mod request;
+mod sender;
 pub mod spec;
 mod tap;
 mod worker;
@@ -50,6 +53,8 @@ pub struct Net {
     config: [u8; spec::CONFIG_BYTES],
     mtu: u16,
     features: u64,
+    /// Absent when the guest may send as anybody.
+    sender: Option<Arc<Sender>>,
     counters: Arc<DeviceCounters>,
     /// Absent while active.
     wire: Option<Box<dyn Wire>>,
@@ -74,6 +79,13 @@ impl Net {
     pub fn new(name: String, tap: OwnedFd, mac: [u8; 6], mtu: u16) -> Result<Self, NetError> {
         let tap = Tap::new(tap).map_err(|source| NetError::Tap { source })?;
         Ok(Self::on_wire(name, Box::new(tap), mac, mtu))
+    }
+
+    /// Lets the guest send as `sender` and as nobody else.
+    #[must_use]
+    pub fn only_as(mut self, sender: Sender) -> Self {
+        self.sender = Some(Arc::new(sender));
+        self
     }
 
     fn on_wire(name: String, wire: Box<dyn Wire>, mac: [u8; 6], mtu: u16) -> Self {
@@ -109,6 +121,7 @@ impl Net {
             config,
             mtu,
             features,
+            sender: None,
             counters: Arc::default(),
             wire: Some(wire),
             worker: None,
@@ -176,6 +189,7 @@ impl VirtioDevice for Net {
             .map_err(failed("set the offloads of the tap"))?;
 
         let receiving = self.receiving(features);
+        let sender = self.sender.clone();
         let counters = Arc::clone(&self.counters);
         let (give, given) = mpsc::channel();
         // The wire goes to the thread only once it exists, so that a failure leaves it here.
@@ -194,6 +208,7 @@ impl VirtioDevice for Net {
                 rx: ring(rx),
                 tx: ring(tx),
                 receiving,
+                sender,
                 counters: Arc::clone(&counters),
                 epoll,
             };

@@ -48,6 +48,19 @@ pub const HEADER_BYTES: usize = 12;
 /// Where `num_buffers` is in it: 16 bits, little-endian.
 pub const NUM_BUFFERS_OFFSET: usize = 10;
 
+/// VIRTIO_NET_HDR_F_NEEDS_CSUM in its first byte: the receiver of the packet is to fill in a checksum, over what is behind
+/// `csum_start`, `csum_offset` bytes behind that; both 16 bits, little-endian, from the frame's first byte on.
+pub const FLAG_NEEDS_CSUM: u8 = 1;
+/// Where `csum_start` is in the header.
+pub const CSUM_START_AT: usize = 6;
+/// Where `csum_offset` is in the header.
+pub const CSUM_OFFSET_AT: usize = 8;
+
+/// EtherType of IPv4 (RFC 894).
+pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// EtherType of ARP (RFC 826).
+pub const ETHERTYPE_ARP: u16 = 0x0806;
+
 /// Bytes of a VLAN tag.
 pub const VLAN_BYTES: usize = 4;
 /// Bytes of an Ethernet header with a VLAN tag.

@@ -54,6 +54,10 @@ struct Guest {
 
 impl Guest {
     fn new(features: u64, ring: u16) -> Self {
+        Self::as_sender(features, ring, None)
+    }
+
+    fn as_sender(features: u64, ring: u16, sender: Option<Sender>) -> Self {
         let (near, far) = socketpair(
             AddressFamily::Unix,
             SockType::SeqPacket,
@@ -69,6 +73,9 @@ impl Guest {
             offloads: Arc::clone(&offloads),
         };
         let mut device = Net::on_wire("net0".into(), Box::new(wire), MAC, 1500);
+        if let Some(sender) = sender {
+            device = device.only_as(sender);
+        }
         let driver = GuestDriver::new(2, ring);
         driver.activate(&mut device, features);
         Self {
@@ -329,6 +336,87 @@ fn malformed_frames_are_dropped_and_counted() {
     assert_eq!(guest.errors(), 6);
     guest.transmit(&frame(60, 1));
     assert_eq!(guest.wire_receive(), frame(60, 1));
+}
+
+/// The only address of a guest that is told whom it may send as.
+const ADDRESS: [u8; 4] = [10, 88, 0, 9];
+
+fn sender() -> Option<Sender> {
+    Some(Sender {
+        mac: MAC,
+        ipv4: vec![ADDRESS.into()],
+    })
+}
+
+/// An IPv4 frame of `len` bytes that says it is from `source`.
+fn frame_from(source: [u8; 4], len: usize) -> Vec<u8> {
+    let mut bytes = frame(len, 5);
+    bytes[6..12].copy_from_slice(&MAC);
+    bytes[12..14].copy_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
+    bytes[14] = 0x45;
+    bytes[26..30].copy_from_slice(&source);
+    bytes
+}
+
+#[test]
+fn frames_of_another_sender_stay_and_are_counted_and_own_ones_leave_whole() {
+    let mut guest = Guest::as_sender(0, 256, sender());
+    for len in [34, 60, 86, 1514, 60_000] {
+        guest.transmit(&frame_from([10, 88, 0, 8], len));
+        let own = frame_from(ADDRESS, len);
+        // In pieces that end within what is looked at, and in one.
+        let parts: Vec<&[u8]> = std::iter::once(&[0; HEADER_BYTES][..])
+            .chain(own.chunks(len.min(1000) / 3 + 1))
+            .collect();
+        guest.driver.put(TX, &parts, &[]);
+        guest.transmit(&own);
+        for _ in 0..2 {
+            assert_eq!(guest.wire_receive(), own);
+        }
+        for _ in 0..3 {
+            guest.driver.wait_used(TX, WAIT);
+        }
+    }
+    let counters = guest.device.counters();
+    assert_eq!(counters.dropped.load(Ordering::Relaxed), 5);
+    assert_eq!(counters.requests.load(Ordering::Relaxed), 10);
+    assert_eq!(guest.errors(), 0);
+}
+
+#[test]
+fn sender_that_changes_its_frame_after_the_look_at_it_sends_what_was_looked_at() {
+    use std::sync::atomic::AtomicBool;
+    use vm_memory::{Bytes, GuestAddress};
+    let mut guest = Guest::as_sender(0, 64, sender());
+    let packet = [&[0; HEADER_BYTES], frame_from(ADDRESS, 60).as_slice()].concat();
+    let at = guest.driver.allocate(packet.len());
+    let memory = Arc::clone(&guest.driver.memory);
+    memory.write_slice(&packet, GuestAddress(at)).unwrap();
+    let done = AtomicBool::new(false);
+    let source_at = GuestAddress(at + (HEADER_BYTES + 26) as u64);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                memory.write_slice(&[10, 88, 0, 8], source_at).unwrap();
+                memory.write_slice(&ADDRESS, source_at).unwrap();
+            }
+        });
+        for _ in 0..2000 {
+            guest.driver.put_raw(TX, &[(at, packet.len() as u32, 0)]);
+            guest.driver.kick(TX);
+            guest.driver.wait_used(TX, WAIT);
+            let mut got = [0; 200];
+            match recv(guest.far_fd(), &mut got, MsgFlags::empty()) {
+                Ok(_) => assert_eq!(got[HEADER_BYTES + 26..][..4], ADDRESS),
+                Err(Errno::EAGAIN) => {}
+                Err(e) => panic!("{e}"),
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    let counters = guest.device.counters();
+    assert!(counters.requests.load(Ordering::Relaxed) > 0);
+    assert_eq!(guest.errors(), 0);
 }
 
 #[test]

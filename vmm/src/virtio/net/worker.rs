@@ -11,9 +11,10 @@ use std::sync::Arc;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::request::{ReceiveBuffers, Receiving, frame_len};
+use super::sender::{DECISIVE_BYTES, Sender};
 use super::spec::{HEADER_BYTES, SHORTEST_FRAME};
 use super::tap::Wire;
-use crate::virtio::chain::{ChainParts, IoVecs};
+use crate::virtio::chain::{ChainParts, IoVecs, copy_out};
 use crate::virtio::device::{DeviceCounters, StoppedQueue};
 use crate::virtio::ring::Ring;
 
@@ -42,6 +43,7 @@ pub struct Worker<'m> {
     pub rx: Ring<'m>,
     pub tx: Ring<'m>,
     pub receiving: Receiving,
+    pub sender: Option<Arc<Sender>>,
     pub counters: Arc<DeviceCounters>,
     pub epoll: Epoll,
 }
@@ -227,20 +229,13 @@ impl<'m> Worker<'m> {
                     Progress::Driver
                 };
             };
-            let readable = &scratch.parts.readable;
             if taken.fault.is_none() {
-                let sent = match frame_len(readable) {
-                    None => Err(io::ErrorKind::InvalidData.into()),
-                    Some(frame) => {
-                        scratch.vectors.fill(readable, 0, HEADER_BYTES + frame);
-                        self.send(&scratch.vectors).map(|()| frame)
-                    }
-                };
-                match sent {
-                    Ok(frame) => {
+                match self.send(scratch) {
+                    Ok(Some(frame)) => {
                         DeviceCounters::add(&self.counters.requests, 1);
                         DeviceCounters::add(&self.counters.written_bytes, frame as u64);
                     }
+                    Ok(None) => DeviceCounters::add(&self.counters.dropped, 1),
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                         self.tx.put_back(1);
                         return Progress::Wire;
@@ -254,11 +249,28 @@ impl<'m> Worker<'m> {
         Progress::More
     }
 
-    fn send(&self, vectors: &IoVecs<'m>) -> io::Result<()> {
+    /// Sends the packet in the chain that was taken last; returns the bytes of its frame, or `None` when the guest may not
+    /// send it.
+    fn send(&self, scratch: &mut Scratch<'m>) -> io::Result<Option<usize>> {
+        let Scratch { parts, vectors, .. } = scratch;
+        let readable = &parts.readable;
+        let frame = frame_len(readable).ok_or(io::ErrorKind::InvalidData)?;
+        let packet = HEADER_BYTES + frame;
+        // What was looked at leaves as it was then: the guest may write to its memory meanwhile.
+        let mut decisive = [0; DECISIVE_BYTES];
+        let mut looked_at: &[u8] = &[];
+        if let Some(sender) = &self.sender {
+            let n = copy_out(readable, 0, &mut decisive);
+            looked_at = decisive.get(..n.min(packet)).unwrap_or_default();
+            if !sender.may_send(looked_at) {
+                return Ok(None);
+            }
+        }
+        vectors.fill(readable, looked_at.len(), packet - looked_at.len());
         loop {
-            match vectors.write_to(self.wire.as_fd()) {
+            match vectors.write_behind(looked_at, self.wire.as_fd()) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                other => return other.map(drop),
+                other => return other.map(|_| Some(frame)),
             }
         }
     }
