@@ -162,3 +162,102 @@ fn kernel_of_the_pod_is_not_the_hosts() {
     let pod = shell("", "cat /proc/sys/kernel/random/boot_id");
     assert!(!pod.contains(host.trim()), "{pod}");
 }
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn process_of_a_machine_is_nobody_and_sees_nothing_of_the_host() {
+    let spec = "  terminationGracePeriodSeconds: 1\n  containers: [{name: c, image: busybox, command: [sleep, '1000']}]";
+    let pods = [Pod::new(spec), Pod::new(spec)];
+    let mut users = Vec::new();
+    let mut inodes = Vec::new();
+    for pod in &pods {
+        pod.start();
+        pod.await_phase("Running");
+        let vmm = pod.inspect()["vmpod"]["vmmPid"].clone();
+        let process = std::path::PathBuf::from(format!("/proc/{vmm}"));
+        let file = |name: &str| std::fs::read_to_string(process.join(name)).expect(name);
+        let status = file("status");
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_else(|| panic!("no {name} in {status}"))
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        let user = field("Uid:")[0].clone();
+        assert_eq!(field("Uid:"), vec![user.clone(); 4]);
+        assert_eq!(field("Gid:"), vec![user.clone(); 4]);
+        assert!(
+            user.parse::<u32>().expect("a number") >= 0x7000_0000,
+            "{user}"
+        );
+        assert!(field("Groups:").is_empty());
+        for (name, value) in [
+            ("NoNewPrivs:", "1"),
+            ("Seccomp:", "2"),
+            ("CapEff:", "0000000000000000"),
+            ("CapPrm:", "0000000000000000"),
+            ("CapInh:", "0000000000000000"),
+            ("CapAmb:", "0000000000000000"),
+            ("CapBnd:", "00000000880000df"),
+        ] {
+            assert_eq!(field(name), [value], "{name}");
+        }
+        // The second number is the one that it knows itself by: the first process of its namespace.
+        assert_eq!(field("NSpid:")[1..], ["1"]);
+        for kind in ["mnt", "net", "ipc", "uts", "pid"] {
+            let of = |process: &std::path::Path| {
+                std::fs::read_link(process.join("ns").join(kind)).expect(kind)
+            };
+            assert_ne!(
+                of(&process),
+                of(std::path::Path::new("/proc/self")),
+                "{kind}"
+            );
+            inodes.push(of(&process));
+        }
+        assert_eq!(
+            std::fs::read(process.join("environ")).expect("environ"),
+            b""
+        );
+        let seen: Vec<String> = std::fs::read_dir(process.join("root"))
+            .expect("its root")
+            .map(|entry| {
+                entry
+                    .expect("entry")
+                    .file_name()
+                    .to_string_lossy()
+                    .into_owned()
+            })
+            .collect();
+        assert!(
+            seen.iter()
+                .all(|name| ["console", "proc", "share", "vsock"].contains(&name.as_str())),
+            "{seen:?}"
+        );
+        assert!(
+            file("net/dev")
+                .lines()
+                .all(|line| !line.contains("eth") && !line.contains("vmpod"))
+        );
+        let core = file("limits")
+            .lines()
+            .any(|line| line.starts_with("Max core file size        0 "));
+        assert!(core, "{}", file("limits"));
+        users.push(user);
+    }
+    // Nor do two machines share a user or a namespace.
+    assert_ne!(users[0], users[1]);
+    let count = inodes.len();
+    inodes.sort();
+    inodes.dedup();
+    assert_eq!(inodes.len(), count);
+    // The guest's root is root in files all the same, and others are others.
+    assert_eq!(
+        pods[0].sh(
+            "c",
+            "touch /f; chown 7:8 /f; stat -c %u:%g /f; touch /g; stat -c %u:%g /g"
+        ),
+        "7:8\n0:0\n"
+    );
+}

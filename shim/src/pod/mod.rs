@@ -11,6 +11,7 @@ pub mod journal;
 pub mod logs;
 pub mod prepare;
 pub mod process;
+mod process_space;
 pub mod record;
 pub mod registry;
 pub mod roots;

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use vmpod_vmm_api::{Event, ExitReason, LINE_BYTES, MachineConfig, Message, Reply, Request};
 
 use super::process::ProcessIdentity;
+use super::process_space;
 
 /// How long the VMM may take to answer a request.
 const REPLY_LIMIT: Duration = Duration::from_secs(20);
@@ -124,6 +125,8 @@ pub struct VmmStart<'a> {
     pub log: &'a Path,
     /// Member list of the cgroup that it joins before it executes.
     pub cgroup: Option<&'a File>,
+    /// Whether it is the only process that it sees.
+    pub alone: bool,
     /// Descriptors that it inherits under their own numbers: taps.
     pub inherited: Vec<BorrowedFd<'a>>,
 }
@@ -154,6 +157,8 @@ impl Vmm {
             .stdout(Stdio::from(log.try_clone().map_err(fail)?))
             .stderr(Stdio::from(log))
             .current_dir("/")
+            // It reads none, and what an administrator's shell holds is not for a process that guests attack.
+            .env_clear()
             .kill_on_drop(true);
         let kept: Vec<RawFd> = start
             .inherited
@@ -161,7 +166,9 @@ impl Vmm {
             .map(AsRawFd::as_raw_fd)
             .chain([theirs.as_raw_fd()])
             .collect();
-        let parent = rustix::process::getpid();
+        // A process in a namespace of its own cannot see its parent. If that dies before the line that asks for a signal,
+        // the end of the control connection tells the VMM.
+        let parent = (!start.alone).then(rustix::process::getpid);
         let members = start.cgroup.map(AsRawFd::as_raw_fd);
         // SAFETY: between fork and exec only async-signal-safe calls are made: prctl, getppid, fcntl, write, on values
         // that were computed before; nothing is allocated.
@@ -171,7 +178,7 @@ impl Vmm {
                     rustix::process::Signal::KILL,
                 ))?;
                 // The parent may have died before the line above.
-                if rustix::process::getppid() != Some(parent) {
+                if parent.is_some() && rustix::process::getppid() != parent {
                     return Err(io::ErrorKind::BrokenPipe.into());
                 }
                 for &descriptor in &kept {
@@ -187,7 +194,12 @@ impl Vmm {
                 Ok(())
             });
         }
-        let child = command.spawn().map_err(fail)?;
+        let child = if start.alone {
+            process_space::spawn_in_own(|| command.spawn())
+        } else {
+            command.spawn()
+        }
+        .map_err(fail)?;
         drop(theirs);
         let identity = child
             .id()

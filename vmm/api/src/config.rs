@@ -151,6 +151,10 @@ pub struct JailConfig {
     pub root: PathBuf,
     /// Upper bound of open files.
     pub open_files: u64,
+    /// User and group that the process becomes; absent: it stays who it is. The directories of the console log and of the
+    /// socket device's sockets have to be its own.
+    #[serde(default)]
+    pub user: Option<u32>,
 }
 
 /// A configuration that no host could run.

@@ -5,6 +5,8 @@
 
 use std::io;
 
+use super::user;
+
 /// What the file system device's workers need to serve any owner's files (capabilities(7)).
 pub const SERVE_FILES: [u32; 9] = [
     0,  // CAP_CHOWN
@@ -68,11 +70,11 @@ fn set(kept: &[u32]) -> io::Result<()> {
 }
 
 /// For the process while it has one thread: keeps [`SERVE_FILES`] if `serves_files` and otherwise nothing, also as upper
-/// bound of what an execve could gain.
+/// bound of what an execve could gain; and becomes `user` if there is one.
 ///
 /// # Errors
 /// The process has not the privileges to begin with.
-pub fn reduce(serves_files: bool) -> io::Result<()> {
+pub fn reduce(serves_files: bool, user: Option<u32>) -> io::Result<()> {
     let kept: &[u32] = if serves_files { &SERVE_FILES } else { &[] };
     // SAFETY: these calls have no memory arguments.
     unsafe {
@@ -90,6 +92,9 @@ pub fn reduce(serves_files: bool) -> io::Result<()> {
         }
         // Supplementary groups open doors as well.
         check(libc::setgroups(0, std::ptr::null()).into())?;
+    }
+    if let Some(user) = user {
+        user::take_on(user)?;
     }
     set(kept)
 }

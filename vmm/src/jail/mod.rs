@@ -1,5 +1,5 @@
-//! How the VMM confines itself before the first guest instruction: namespaces, a root of its own, few capabilities,
-//! limits, and a system call filter for each kind of thread.
+//! How the VMM confines itself before the first guest instruction: namespaces, a root and a user of its own, few
+//! capabilities, limits, and a system call filter for each kind of thread.
 //!
 //! Order matters: limits, then [`Jail::enter`] (the new root), then the machine opens its directories, then
 //! [`Jail::close`] while there is still one thread; each thread narrows itself down with [`confine_thread`]. Does not
@@ -11,6 +11,7 @@ mod limits;
 mod program;
 mod root;
 mod syscalls;
+mod user;
 
 use std::io;
 use std::sync::OnceLock;
@@ -54,6 +55,7 @@ static FILTERS: OnceLock<Filters> = OnceLock::new();
 pub struct Jail {
     serves_files: bool,
     snapshot: bool,
+    user: Option<u32>,
 }
 
 impl Jail {
@@ -71,6 +73,7 @@ impl Jail {
             Self {
                 serves_files,
                 snapshot,
+                user: jail.user,
             },
             places,
         ))
@@ -83,7 +86,7 @@ impl Jail {
     /// The kernel refuses.
     pub fn close(self) -> Result<(), JailError> {
         let filters = Filters::compile(self.snapshot);
-        capabilities::reduce(self.serves_files).map_err(process("drop capabilities"))?;
+        capabilities::reduce(self.serves_files, self.user).map_err(process("drop capabilities"))?;
         limits::seal().map_err(process("set process attributes"))?;
         filters.install_for_process()?;
         // A second machine in one process is refused earlier, so this is the first value.
@@ -102,6 +105,9 @@ pub fn confine_thread(kind: ThreadKind) -> Result<(), JailError> {
     };
     if !matches!(kind, ThreadKind::Files | ThreadKind::Spawner) {
         capabilities::give_up().map_err(process("drop a thread's capabilities"))?;
+    }
+    if kind == ThreadKind::Files {
+        user::serve_as_root().map_err(process("serve files as root"))?;
     }
     filters.install(kind)?;
     Ok(())

@@ -19,7 +19,7 @@ use vmpod_vmm_api::{
     ShareConfig, VsockConfig,
 };
 
-use crate::vmm_process::{LIMIT, VmmProcess};
+use crate::vmm_process::{LIMIT, USER, VmmProcess};
 
 /// What the init printed: CPUs and bytes of memory.
 fn ready(console: &str) -> (u64, u64) {
@@ -217,6 +217,7 @@ fn machine_in_a_jail_serves_its_devices_with_few_rights() {
     let dir = vmm.dir.path().to_owned();
     config.blocks.push(block(&dir));
     let listener = UnixListener::bind(dir.join("run/vsock_1024")).unwrap();
+    std::os::unix::fs::chown(dir.join("run/vsock_1024"), Some(USER), None).unwrap();
     vmm.create(config);
     vmm.wait_console("READY");
     assert_eq!(greeting(&listener), "hi");
@@ -253,6 +254,12 @@ fn machine_in_a_jail_serves_its_devices_with_few_rights() {
         assert_eq!(capabilities("CapAmb:"), 0, "{name}");
         assert_eq!(capabilities("CapBnd:"), serve_files, "{name}");
         assert_eq!(field("Seccomp:"), "2", "{name}");
+        // Real, effective, saved, and in file systems, where the guest's root is root.
+        let files = if name.starts_with("fs0.") { 0 } else { USER };
+        let ids = format!("{USER}\t{USER}\t{USER}\t{files}");
+        assert_eq!(field("Uid:"), ids, "{name}");
+        assert_eq!(field("Gid:"), ids, "{name}");
+        assert_eq!(field("Groups:"), "", "{name}");
         assert_eq!(field("NoNewPrivs:"), "1", "{name}");
         seen.push(name);
     }
@@ -299,6 +306,7 @@ fn machine_in_a_jail_that_panics_says_so() {
     config.jail = Some(JailConfig {
         root: dir.join("jail"),
         open_files: 64,
+        user: None,
     });
     vmm.console = dir.join("run/console.log");
     vmm.create(config);

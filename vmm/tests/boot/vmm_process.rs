@@ -1,7 +1,9 @@
 //! A `vmpod-vmm` process under test, spoken to over its inherited control socket.
 
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +19,9 @@ use crate::guest_init;
 
 /// Longest time for anything the machine is waited for: the emulated node is slow.
 pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// Whom a confined process becomes.
+pub const USER: u32 = 0x7000_0001;
 
 /// The process, and its files.
 pub struct VmmProcess {
@@ -105,6 +110,9 @@ impl VmmProcess {
         for name in ["share", "run", "jail"] {
             std::fs::create_dir(dir.join(name)).unwrap();
         }
+        std::os::unix::fs::chown(dir.join("run"), Some(USER), Some(USER)).unwrap();
+        // As the pod host has it: nobody else comes in, so that those within need no further rights.
+        std::fs::set_permissions(dir.join("run"), Permissions::from_mode(0o700)).unwrap();
         self.console = dir.join("run/console.log");
         let mut config = self.config(vcpus, memory_mib, action);
         config.vsock = Some(VsockConfig {
@@ -127,6 +135,7 @@ impl VmmProcess {
         config.jail = Some(JailConfig {
             root: dir.join("jail"),
             open_files: 4096,
+            user: Some(USER),
         });
         config
     }

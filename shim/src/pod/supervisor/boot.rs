@@ -11,7 +11,9 @@ use tokio::net::UnixListener;
 use tokio::time::{Instant, sleep_until};
 use vmpod_agent_protocol::messages as m;
 use vmpod_agent_protocol::{AGENT_PORT, READY_PORT, SHARE_TAG};
-use vmpod_vmm_api::{JailConfig, KernelConfig, MachineConfig, NetConfig, SenderConfig, ShareConfig, VsockConfig};
+use vmpod_vmm_api::{
+    JailConfig, KernelConfig, MachineConfig, NetConfig, SenderConfig, ShareConfig, VsockConfig,
+};
 
 use super::setup::Prepared;
 use super::{Pod, StartError, requests};
@@ -65,6 +67,10 @@ pub(super) async fn boot(
             .mode(mode)
             .create(directory)
             .map_err(system("make the VMM's directories"))?;
+    }
+    if pod.record.machine.jail {
+        own_by_vmm(&pod.paths.machine(), &pod.record.id)
+            .map_err(system("give the VMM its directory"))?;
     }
     let tap = prepared.network.as_mut().and_then(|n| n.tap.take());
     let config = machine(pod, prepared, tap.as_ref());
@@ -180,6 +186,11 @@ async fn cold_boot(
     // The listener is there before the guest can connect.
     let ready = UnixListener::bind(pod.paths.vsock_listener(READY_PORT))
         .map_err(system("listen for the agent"))?;
+    if pod.record.machine.jail {
+        own_by_vmm(&pod.paths.vsock_listener(READY_PORT), &pod.record.id).map_err(system(
+            "let the VMM connect to the socket that waits for the agent",
+        ))?;
+    }
     let templates = Templates::of(&pod.roots);
     let mut saving = None;
     if let Some(shape) = shape {
@@ -252,6 +263,7 @@ fn start_vmm(
         program: &pod.record.machine.vmm,
         log: &pod.paths.vmm_log(),
         cgroup: prepared.cgroup.as_ref(),
+        alone: pod.record.machine.jail,
         inherited: tap.map(AsFd::as_fd).into_iter().collect(),
     })?;
     pod.status.vmm = vmm.identity();
@@ -351,8 +363,22 @@ fn machine(pod: &Pod, prepared: &Prepared, tap: Option<&OwnedFd>) -> MachineConf
         jail: wish.jail.then(|| JailConfig {
             root: pod.paths.jail(),
             open_files: 1 << 16,
+            user: Some(vmm_user(&pod.record.id)),
         }),
     }
+}
+
+/// The user and group that the VMM of pod `id` runs as: one of 16 million in the range that no convention gives to anybody
+/// (systemd, "Users, Groups, UIDs and GIDs on systemd Systems"), by the beginning of the id.
+fn vmm_user(id: &str) -> u32 {
+    const FIRST: u32 = 0x7000_0000;
+    let number = id.get(..6).and_then(|d| u32::from_str_radix(d, 16).ok());
+    FIRST + number.unwrap_or(0)
+}
+
+fn own_by_vmm(path: &Path, id: &str) -> std::io::Result<()> {
+    let user = vmm_user(id);
+    std::os::unix::fs::lchown(path, Some(user), Some(user))
 }
 
 /// The last lines of the console at `path` with a heading; empty when there are none.
@@ -383,6 +409,13 @@ pub(super) fn console_tail(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn vmm_user_of_a_pod_is_its_own_and_nobody_elses() {
+        assert_eq!(vmm_user("00000f123456"), 0x7000_000f);
+        assert_eq!(vmm_user("ffffffffffff"), 0x70ff_ffff);
+        assert_ne!(vmm_user("0123456789ab"), vmm_user("0123466789ab"));
+    }
 
     #[test]
     fn console_tail_is_the_last_lines_made_harmless() {
