@@ -1,8 +1,8 @@
 //! A VMM that boots nothing: it speaks the control protocol, surfaces a vsock, and answers as an agent would. The sandbox
 //! tests put it in the place of `vmpod-vmm`, so that the host's side of a pod is tested without KVM.
 //!
-//! `FAKE_MACHINE` says how it behaves: `run` (default), `refuse` the configuration, `die` before the agent is ready,
-//! `restart` each container once, `linger` until it is stopped, `crash` while the pod runs.
+//! Its name says how it behaves, because a VMM gets no environment: `machine-run` or any other as usual; it may `refuse` the
+//! configuration, `die` before the agent is ready, `restart` each container once, `linger` until it is stopped, `crash` while the pod runs.
 
 use std::os::fd::FromRawFd;
 use std::path::PathBuf;
@@ -22,9 +22,14 @@ use vmpod_agent_protocol::stream::{
 use vmpod_agent_protocol::{AGENT_PORT, PROTOCOL_VERSION, READY_PORT};
 use vmpod_vmm_api::{Event, ExitReason, Message, Reply, Request};
 
+/// How long a container works: as long as a host under load may take to see it running and to connect to its output.
+const WORK: Duration = Duration::from_secs(2);
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    let mut arguments = std::env::args().skip(1);
+    let mut arguments = std::env::args();
+    let name = arguments.next().unwrap();
+    let mode = name.rsplit_once("/machine-").map_or("", |(_, mode)| mode);
     assert_eq!(arguments.next().as_deref(), Some("--control-fd"));
     let number = arguments.next().unwrap().parse().unwrap();
     // SAFETY: the pod host passes this descriptor on for us to own.
@@ -32,7 +37,6 @@ async fn main() {
     control.set_nonblocking(true).unwrap();
     let (reader, mut writer) = UnixStream::from_std(control).unwrap().into_split();
     let mut lines = BufReader::new(reader).lines();
-    let mode = std::env::var("FAKE_MACHINE").unwrap_or_default();
     let gone = Arc::new(Notify::new());
     loop {
         let line = tokio::select! {
@@ -65,7 +69,7 @@ async fn main() {
                 }
                 let uds = config.vsock.unwrap().uds_path;
                 let shared = config.shares[0].path.clone();
-                start_guest(uds, shared, mode.clone(), Arc::clone(&gone)).await;
+                start_guest(uds, shared, mode.to_owned(), Arc::clone(&gone)).await;
             }
             Request::Stop => {
                 say(&mut writer, &Message::Reply(Reply::Done)).await;
@@ -244,7 +248,7 @@ impl Agent for Guest {
             for container in &request.containers {
                 guest.run_attempt(&container.name, 0);
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(WORK).await;
             match guest.mode.as_str() {
                 "restart" => {
                     for container in &request.containers {
@@ -277,7 +281,7 @@ impl Agent for Guest {
                     .unwrap();
                 state.attempts[index] = request.attempt;
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(WORK).await;
             guest.finish(m::PodPhase::SUCCEEDED);
         });
         Ok(m::Empty::new())

@@ -64,6 +64,10 @@ impl Host {
             "{} is not built; `cargo build --package vmpod-shim --examples` builds it",
             fake.display()
         );
+        let machine = self.path(&format!("machine-{mode}"));
+        if !machine.exists() {
+            std::os::unix::fs::symlink(fake, &machine).expect("name the machine after its mode");
+        }
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--net=/proc/{}/ns/net", self.anchor.id()))
@@ -76,8 +80,7 @@ impl Host {
             .arg(self.path("state"))
             .args(arguments)
             .env("VMPOD_LIB", self.path("lib"))
-            .env("VMPOD_VMM", fake)
-            .env("FAKE_MACHINE", mode)
+            .env("VMPOD_VMM", machine)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
