@@ -1,99 +1,133 @@
-//! Bridge and tap as the kernel's links (rtnetlink(7)). Each operation runs on a thread of its own, so that callers may be
-//! synchronous or not; nothing here runs more than twice in a pod's life.
+//! Bridge and tap as the kernel's links (rtnetlink(7)): a message or two each. Numbers and layouts are those of
+//! include/uapi/linux/{rtnetlink,if_link,if_addr}.h.
 
 use std::fs;
 use std::io;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use rtnetlink::{Handle, LinkBridge, LinkUnspec};
-
+use super::netlink::{
+    self, Attributes, Family, Message, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NetlinkError,
+};
 use super::{NetworkError, Subnet};
 
-/// Runs `work` with a netlink connection.
-fn with_netlink<T: Send>(
-    work: impl AsyncFnOnce(Handle) -> Result<T, rtnetlink::Error> + Send,
-) -> io::Result<T> {
-    std::thread::scope(|scope| {
-        scope
-            .spawn(|| {
-                let runtime = tokio::runtime::Builder::new_current_thread()
-                    .enable_io()
-                    .build()?;
-                runtime.block_on(async {
-                    let (connection, handle, _) = rtnetlink::new_connection()?;
-                    let connection = tokio::spawn(connection);
-                    let result = work(handle).await.map_err(to_io);
-                    connection.abort();
-                    result
-                })
-            })
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("the netlink thread panicked")))
-    })
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_GETLINK: u16 = 18;
+const RTM_SETLINK: u16 = 19;
+const RTM_NEWADDR: u16 = 20;
+
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_MASTER: u16 = 10;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_EXT_MASK: u16 = 29;
+const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
+
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const IFA_BROADCAST: u16 = 4;
+
+/// `struct ifinfomsg` of link `index` (0: the one that IFLA_IFNAME names), which is taken into use if `up`.
+fn link_head(index: u32, up: bool) -> [u8; 16] {
+    let mut head = [0; 16];
+    let flags = if up { libc::IFF_UP.cast_unsigned() } else { 0 };
+    head[4..8].copy_from_slice(&index.to_ne_bytes());
+    head[8..12].copy_from_slice(&flags.to_ne_bytes());
+    // Which flags are meant.
+    head[12..].copy_from_slice(&flags.to_ne_bytes());
+    head
 }
 
-fn to_io(error: rtnetlink::Error) -> io::Error {
-    match error {
-        rtnetlink::Error::NetlinkError(message) => message.to_io(),
-        other => io::Error::other(other),
+/// A request about the link called `name`.
+fn about(kind: u16, flags: u16, up: bool, name: &str, rest: Attributes, what: &str) -> Message {
+    Message::new(
+        kind,
+        flags | NLM_F_ACK,
+        &link_head(0, up),
+        &rest.text(IFLA_IFNAME, name),
+        what,
+    )
+}
+
+fn ask(message: Message) -> Result<Vec<Vec<u8>>, NetlinkError> {
+    netlink::exchange(Family::Route, &[message])
+}
+
+/// Index of interface `name` in this network namespace; `None` when there is none. Not by if_nametoindex(3), for which the
+/// kernel executes modprobe twice when it does not know the name, nor by sysfs, which shows the namespace that it was
+/// mounted in.
+fn index_of(name: &str) -> Result<Option<u32>, NetlinkError> {
+    let shortly = Attributes::new().native(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+    match ask(about(RTM_GETLINK, 0, false, name, shortly, "find the link")) {
+        Ok(said) => Ok(said
+            .first()
+            .and_then(|link| netlink::number(link, 4))
+            .map(u32::from_ne_bytes)),
+        Err(error) if error.number() == Some(libc::ENODEV) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
-/// Index of interface `name` in this network namespace; `None` when there is none. Found among all: asked for by name
-/// (if_nametoindex(3)), the kernel executes modprobe twice for one that it does not know, and sysfs shows the namespace
-/// that it was mounted in, which may be another one.
-fn index_of(name: &str) -> Option<u32> {
-    let all = nix::net::if_::if_nameindex().ok()?;
-    all.iter()
-        .find(|interface| interface.name().to_bytes() == name.as_bytes())
-        .map(|interface| interface.index())
+fn failing(what: &'static str, name: &str) -> impl FnOnce(NetlinkError) -> NetworkError {
+    let name = name.to_owned();
+    move |source| NetworkError::Link { what, name, source }
 }
 
 /// Makes the bridge with the gateway's address where it is not there. Returns whether it was made.
 pub(super) fn ensure_bridge(name: &str, subnet: Subnet, mtu: u16) -> Result<bool, NetworkError> {
-    if index_of(name).is_some() {
-        return Ok(false);
-    }
-    let fail = |what| {
-        move |source| NetworkError::Link {
-            what,
-            name: name.to_owned(),
-            source,
-        }
-    };
     let gateway = subnet.gateway();
     let [a, b, c, d] = gateway.octets();
-    with_netlink(async |handle| {
-        handle
-            .link()
-            .add(
-                LinkBridge::new(name)
-                    // A bridge without an address of its own takes its ports' and changes with them.
-                    .address(vec![2, 0x58, a, b, c, d])
-                    .mtu(u32::from(mtu))
-                    .build(),
-            )
-            .execute()
-            .await
-    })
-    .map_err(fail("make"))?;
+    let bridge = Attributes::new()
+        // A bridge without an address of its own takes its ports' and changes with them.
+        .bytes(IFLA_ADDRESS, &[2, 0x58, a, b, c, d])
+        .native(IFLA_MTU, mtu.into())
+        .nested(
+            IFLA_LINKINFO,
+            &Attributes::new().text(IFLA_INFO_KIND, "bridge"),
+        );
+    let new = NLM_F_CREATE | NLM_F_EXCL;
+    match ask(about(
+        RTM_NEWLINK,
+        new,
+        false,
+        name,
+        bridge,
+        "make the link",
+    )) {
+        Ok(_) => {}
+        Err(error) if error.number() == Some(libc::EEXIST) => return Ok(false),
+        Err(error) => return Err(failing("make", name)(error)),
+    }
     // Pods have IPv4 alone: no router solicitations or duplicate detection on the bridge.
     set_optional(&ipv6_setting(name), "1");
-    let index = index_of(name).ok_or_else(|| fail("find")(io::ErrorKind::NotFound.into()))?;
-    with_netlink(async |handle| {
-        handle
-            .address()
-            .add(index, IpAddr::V4(gateway), subnet.prefix())
-            .execute()
-            .await?;
-        handle
-            .link()
-            .set(LinkUnspec::new_with_index(index).up().build())
-            .execute()
-            .await
-    })
-    .map_err(fail("give an address to"))?;
+    let index = known_index(name, "find")?;
+    // `struct ifaddrmsg`
+    let mut head = [0; 8];
+    head[0] = libc::AF_INET as u8;
+    head[1] = subnet.prefix();
+    head[4..].copy_from_slice(&index.to_ne_bytes());
+    let address = Attributes::new()
+        .bytes(IFA_LOCAL, &gateway.octets())
+        .bytes(IFA_ADDRESS, &gateway.octets())
+        .bytes(IFA_BROADCAST, &subnet.broadcast().octets());
+    let give = Message::new(
+        RTM_NEWADDR,
+        new | NLM_F_ACK,
+        &head,
+        &address,
+        "give the link an address",
+    );
+    let up = about(
+        RTM_SETLINK,
+        0,
+        true,
+        name,
+        Attributes::new(),
+        "take the link into use",
+    );
+    netlink::exchange(Family::Route, &[give, up]).map_err(failing("give an address to", name))?;
     set(Path::new("/proc/sys/net/ipv4/ip_forward"), "1")?;
     // A host port on 127.0.0.1 leads to a pod; the rules drop what pods themselves send to that range.
     set(
@@ -103,33 +137,35 @@ pub(super) fn ensure_bridge(name: &str, subnet: Subnet, mtu: u16) -> Result<bool
     Ok(true)
 }
 
+fn known_index(name: &str, what: &'static str) -> Result<u32, NetworkError> {
+    index_of(name)
+        .and_then(|index| {
+            index.ok_or_else(|| NetlinkError::Refused {
+                what: "find the link".into(),
+                words: String::new(),
+                source: io::Error::from_raw_os_error(libc::ENODEV),
+            })
+        })
+        .map_err(failing(what, name))
+}
+
 /// Puts interface `name` on `bridge` and takes it into use.
 pub(super) fn attach(name: &str, bridge: &str, mtu: u16) -> Result<(), NetworkError> {
-    let fail = |what| {
-        move |source| NetworkError::Link {
-            what,
-            name: name.to_owned(),
-            source,
-        }
-    };
-    let missing = || io::Error::from(io::ErrorKind::NotFound);
-    let index = index_of(name).ok_or_else(|| fail("find")(missing()))?;
-    let bridge = index_of(bridge).ok_or_else(|| fail("find the bridge of")(missing()))?;
+    let bridge = known_index(bridge, "find")?;
     set_optional(&ipv6_setting(name), "1");
-    with_netlink(async |handle| {
-        handle
-            .link()
-            .set(
-                LinkUnspec::new_with_index(index)
-                    .controller(bridge)
-                    .mtu(u32::from(mtu))
-                    .up()
-                    .build(),
-            )
-            .execute()
-            .await
-    })
-    .map_err(fail("put on the bridge"))
+    let port = Attributes::new()
+        .native(IFLA_MASTER, bridge)
+        .native(IFLA_MTU, mtu.into());
+    ask(about(
+        RTM_SETLINK,
+        0,
+        true,
+        name,
+        port,
+        "put the link on the bridge",
+    ))
+    .map(drop)
+    .map_err(failing("put on the bridge", name))
 }
 
 /// Removes interface `name`; one that is not there is no error.
@@ -137,16 +173,16 @@ pub(super) fn attach(name: &str, bridge: &str, mtu: u16) -> Result<(), NetworkEr
 /// # Errors
 /// When the kernel refuses.
 pub fn remove_interface(name: &str) -> Result<(), NetworkError> {
-    let Some(index) = index_of(name) else {
-        return Ok(());
-    };
-    match with_netlink(async |handle| handle.link().del(index).execute().await) {
-        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
-        other => other.map_err(|source| NetworkError::Link {
-            what: "remove",
-            name: name.to_owned(),
-            source,
-        }),
+    match ask(about(
+        RTM_DELLINK,
+        0,
+        false,
+        name,
+        Attributes::new(),
+        "remove the link",
+    )) {
+        Err(error) if error.number() == Some(libc::ENODEV) => Ok(()),
+        other => other.map(drop).map_err(failing("remove", name)),
     }
 }
 

@@ -7,6 +7,7 @@
 mod host_ports;
 mod leases;
 mod links;
+mod netlink;
 mod nftables;
 mod subnet;
 mod tap;
@@ -14,6 +15,7 @@ mod tap;
 pub use host_ports::{HeldPorts, PortConflict, conflict_between, hold};
 pub use leases::{Lease, leases};
 pub use links::remove_interface;
+pub use netlink::NetlinkError;
 pub use subnet::Subnet;
 
 use std::io;
@@ -77,7 +79,7 @@ pub enum NetworkError {
         name: String,
         /// The kernel's answer.
         #[source]
-        source: io::Error,
+        source: NetlinkError,
     },
     /// The tap.
     #[error("cannot make the pod's tap {name} on /dev/net/tun; `modprobe tun` may help")]
@@ -99,12 +101,11 @@ pub enum NetworkError {
         #[source]
         source: io::Error,
     },
-    /// nft cannot be run.
-    #[error("cannot run `nft`; install the package nftables")]
-    NftMissing(#[source] io::Error),
-    /// nft refused.
-    #[error("nft refused the rules of pods: {0}")]
-    Nft(String),
+    /// The rules.
+    #[error(
+        "cannot change the packet filter's rules for pods; `vmpod check` says what the host lacks"
+    )]
+    Rules(#[source] NetlinkError),
     /// A host port.
     #[error(transparent)]
     Port(#[from] PortConflict),
@@ -220,7 +221,7 @@ pub fn release(directory: &Path, address: Ipv4Addr, pod: &str) -> Result<(), Net
         return Ok(());
     };
     if leases::leases(directory)?.is_empty() {
-        nftables::remove()?;
+        nftables::remove().map_err(NetworkError::Rules)?;
         links::remove_interface(BRIDGE)?;
         for path in [settings_path(directory), applied_path(directory)] {
             let _ = std::fs::remove_file(path);
@@ -253,7 +254,7 @@ pub fn repair(directory: &Path, alive: impl Fn(&str) -> bool) -> Result<Vec<Leas
     if leases::leases(directory)?.is_empty() {
         // A kill between the settings and the first lease leaves settings alone, or a bridge without them.
         if settings_path(directory).exists() {
-            nftables::remove()?;
+            nftables::remove().map_err(NetworkError::Rules)?;
             links::remove_interface(BRIDGE)?;
             let _ = std::fs::remove_file(settings_path(directory));
             let _ = std::fs::remove_file(applied_path(directory));
@@ -278,7 +279,7 @@ fn settings_path(directory: &Path) -> PathBuf {
 }
 
 fn applied_path(directory: &Path) -> PathBuf {
-    directory.join("rules.nft")
+    directory.join("rules")
 }
 
 /// The settings that running pods share, or new ones.
@@ -313,16 +314,25 @@ fn settings(directory: &Path, wanted: Option<&str>) -> Result<Settings, NetworkE
 
 /// Writes the rules that the leases ask for, unless they are what was written last.
 fn apply_rules(directory: &Path, subnet: Subnet, force: bool) -> Result<(), NetworkError> {
-    let text = nftables::rules(subnet, &leases::leases(directory)?);
+    let rules = nftables::Rules::of(subnet, &leases::leases(directory)?);
+    let bytes = rules.bytes();
     let path = applied_path(directory);
-    if !force && std::fs::read_to_string(&path).is_ok_and(|applied| applied == text) {
+    if !force && std::fs::read(&path).is_ok_and(|applied| applied == bytes) {
         return Ok(());
     }
     // The record goes first: a kill in between makes the next pod write the rules again.
     let _ = std::fs::remove_file(&path);
-    nftables::apply(&text)?;
-    durable::write_bytes(&path, text.as_bytes(), 0o600)?;
+    rules.apply().map_err(NetworkError::Rules)?;
+    durable::write_bytes(&path, &bytes, 0o600)?;
     Ok(())
+}
+
+/// Whether the kernel has the packet filter that pods' rules need.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn probe_packet_filter() -> Result<(), NetlinkError> {
+    nftables::probe()
 }
 
 /// Name of a pod's tap: at most 15 bytes (IFNAMSIZ).

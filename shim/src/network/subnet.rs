@@ -58,6 +58,18 @@ impl Subnet {
         self.prefix
     }
 
+    /// The address that all others begin with.
+    #[must_use]
+    pub fn address(self) -> Ipv4Addr {
+        Ipv4Addr::from(self.base)
+    }
+
+    /// The last address, which is everybody's.
+    #[must_use]
+    pub fn broadcast(self) -> Ipv4Addr {
+        Ipv4Addr::from(self.base | !self.mask())
+    }
+
     /// The host's own address on the bridge: the first.
     #[must_use]
     pub fn gateway(self) -> Ipv4Addr {

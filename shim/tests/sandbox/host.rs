@@ -121,7 +121,12 @@ impl Host {
     }
 
     pub fn rules(&self) -> String {
-        self.inside(&["nft", "list", "ruleset"])
+        self.nft(&["list", "ruleset"])
+    }
+
+    /// What the program nft prints.
+    pub fn nft(&self, words: &[&str]) -> String {
+        self.inside(&[&["nft"], words].concat())
     }
 
     /// Kills the supervisors of this host's pods, and waits until they and their machines are gone.
@@ -174,6 +179,26 @@ impl Drop for Host {
         let _ = self.anchor.kill();
         let _ = self.anchor.wait();
     }
+}
+
+/// What nft prints in a network namespace whose rules it has made of `text`.
+pub fn nft_elsewhere(text: &str, words: &[&str]) -> String {
+    let mut child = Command::new("unshare")
+        .args(["-n", "sh", "-ec", "nft -f -; nft \"$@\"", "sh"])
+        .args(words)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(text.as_bytes())
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "nft does not take {text}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// Processes with `text` on their command line.

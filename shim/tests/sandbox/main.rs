@@ -1,7 +1,8 @@
 //! The host's side of a pod from `vmpod run` to its end, with a machine that boots nothing (examples/fake_machine.rs).
-//! Needs root, /dev/net/tun and nftables; each test has a network namespace and roots of its own.
+//! Needs root, /dev/net/tun and the program nft; each test has a network namespace and roots of its own.
 
 mod host;
+mod rules;
 
 use std::time::{Duration, Instant};
 

@@ -11,7 +11,9 @@ use super::{Item, bounded_output, kvm_probe};
 use crate::host::bundle::Bundle;
 use crate::host::capacity::meminfo;
 use crate::host::disk_room;
+use crate::network;
 use crate::pod::cgroup;
+use crate::pod::journal::chain;
 use crate::pod::roots::Roots;
 use crate::pod::tree;
 
@@ -195,42 +197,19 @@ pub(super) fn tun() -> Item {
     }
 }
 
-pub(super) fn nft() -> Item {
-    const NAME: &str = "nftables";
-    let mut command = Command::new("nft");
-    command.args(["list", "tables"]);
-    match bounded_output(command, COMMAND_LIMIT) {
-        Ok(Some(output)) if output.status.success() => filter(),
-        Ok(Some(output)) => Item::missing(
-            NAME,
-            format!(
-                "`nft list tables` failed: {}",
-                String::from_utf8_lossy(&output.stderr)
-                    .lines()
-                    .next()
-                    .unwrap_or_default()
-            ),
+pub(super) fn packet_filter() -> Item {
+    match network::probe_packet_filter() {
+        Ok(()) => filter(),
+        Err(error) => Item::missing(
+            "nftables",
+            chain(&error),
             "load the module: modprobe nf_tables; vmpod must run as root",
         ),
-        // Slow is not absent: a loaded machine starts programs slowly.
-        Ok(None) => Item::weak(
-            NAME,
-            format!(
-                "`nft list tables` took longer than {} ms",
-                COMMAND_LIMIT.as_millis()
-            ),
-            "",
-        ),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Item::missing(
-            NAME,
-            "the program nft is not there",
-            "install it: apt-get install nftables",
-        ),
-        Err(error) => Item::missing(NAME, format!("nft cannot be run: {error}"), "look at nft"),
     }
 }
 
 /// Another program's filter that drops what is forwarded drops pods' packets as well: an accept of ours does not help.
+/// Without the program nft, which pods do not need, there is no looking.
 fn filter() -> Item {
     const NAME: &str = "nftables";
     let mut command = Command::new("nft");
@@ -248,7 +227,7 @@ fn filter() -> Item {
             "let pods through: iptables -I FORWARD -i vmpod0 -j ACCEPT; iptables -I FORWARD -o vmpod0 -j ACCEPT",
         )
     } else {
-        Item::good(NAME, "nft works")
+        Item::good(NAME, "the kernel takes rules")
     }
 }
 

@@ -81,7 +81,7 @@ pub fn run(roots: &Roots, bundle: &Bundle) -> Report {
     let mut items = vec![items::privileges(), items::kernel()];
     items.extend(items::kvm());
     items.push(items::tun());
-    items.push(items::nft());
+    items.push(items::packet_filter());
     items.push(items::forwarding());
     items.push(items::overlay(roots));
     items.push(items::cgroup());
