@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::process;
+
 /// Bytes of the largest file that [`read_json`] takes: a pod's config with its OCI configurations.
 pub const FILE_BYTES: u64 = 64 << 20;
 
@@ -70,8 +72,8 @@ pub fn sweep(directory: &Path) {
         let writer = name
             .to_str()
             .and_then(|name| name.strip_suffix(".new")?.rsplit_once('.'))
-            .and_then(|(_, pid)| pid.parse::<u32>().ok());
-        if writer.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            .and_then(|(_, pid)| pid.parse().ok());
+        if writer.is_some_and(|pid| !process::is_running(pid)) {
             let _ = fs::remove_file(entry.path());
         }
     }

@@ -71,6 +71,14 @@ impl ProcessIdentity {
     }
 }
 
+/// Whether there is a process of number `pid` that runs: one that has ended and whose parent has not asked for that yet
+/// does not.
+#[must_use]
+pub fn is_running(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !matches!(state(&stat), Some('Z' | 'X' | 'x')))
+}
+
 fn after_name(stat: &str) -> Option<&str> {
     // The name in brackets may hold anything, brackets and spaces too: the last bracket ends it.
     stat.rsplit_once(')').map(|(_, rest)| rest)
@@ -136,6 +144,24 @@ pub fn is_locked(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn process_that_has_ended_and_was_not_waited_for_does_not_run() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        assert!(is_running(child.id()));
+        child.kill().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while is_running(child.id()) {
+            assert!(Instant::now() < deadline, "a killed process still runs");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(Path::new("/proc").join(child.id().to_string()).exists());
+        child.wait().unwrap();
+        assert!(!is_running(child.id()));
+    }
 
     #[test]
     fn process_that_ended_is_not_alive() {
