@@ -95,6 +95,7 @@ fn run(listeners: Listeners, config: EngineConfig, finish: impl FnOnce()) -> boo
         let service = AgentService::new(engine.clone(), listeners.ready, listeners.ready_at_us);
         let _server = serve(service, listeners.service).await?;
         finish();
+        engine.prepare();
         streams::serve(listeners.streams, engine).await?;
         Ok(())
     });

@@ -1,12 +1,15 @@
 //! The device rules of `linux.resources.devices` as a BPF program on the container's control group.
 //!
 //! The program is built by hand (a dozen instructions a rule) and attached before the container's first process is
-//! born. Later rules win over earlier ones, and what no rule names is denied. Source: bpf(2), the kernel's
-//! Documentation/admin-guide/cgroup-v2.rst ("Device controller"), include/uapi/linux/bpf.h.
+//! born. Later rules win over earlier ones, and what no rule names is denied. Loaded programs are kept by the engine and
+//! attached again where the rules are the same, because checking and compiling one costs more than the rest of a
+//! container's control group. Source: bpf(2), the kernel's Documentation/admin-guide/cgroup-v2.rst ("Device
+//! controller"), include/uapi/linux/bpf.h.
 
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
@@ -15,6 +18,9 @@ const BPF_PROG_ATTACH: libc::c_int = 8;
 const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const BPF_CGROUP_DEVICE: u32 = 6;
 const BPF_F_ALLOW_MULTI: u32 = 2;
+
+/// Programs that are kept: pods rarely have containers of more kinds, and each is a descriptor.
+const KEPT: usize = 8;
 
 /// Access bits of `struct bpf_cgroup_dev_ctx`.
 const MAKE: u32 = 1;
@@ -154,8 +160,10 @@ fn program(given: &[LinuxDeviceCgroup]) -> Option<Vec<Instruction>> {
         instruction(LOAD_WORD, 4, 1, 4, 0),
         instruction(LOAD_WORD, 5, 1, 8, 0),
     ];
-    for rule in rules.iter().rev() {
-        if rule.access == 0 {
+    for (place, rule) in rules.iter().enumerate().rev() {
+        // The same rule further on has decided already.
+        let said = rules.iter().skip(place + 1).any(|later| later == rule);
+        if rule.access == 0 || said {
             continue;
         }
         let mut block: Vec<Instruction> = Vec::new();
@@ -240,11 +248,7 @@ fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_long> {
     Ok(result)
 }
 
-/// Attaches the rules to the control group behind `group`, for good.
-pub fn attach(given: &[LinuxDeviceCgroup], group: impl AsFd) -> io::Result<()> {
-    let Some(code) = program(given) else {
-        return Ok(());
-    };
+fn load(code: &[Instruction]) -> io::Result<OwnedFd> {
     let license = c"Apache-2.0";
     let loaded = bpf(
         BPF_PROG_LOAD,
@@ -262,17 +266,67 @@ pub fn attach(given: &[LinuxDeviceCgroup], group: impl AsFd) -> io::Result<()> {
     )?;
     let fd = libc::c_int::try_from(loaded).map_err(io::Error::other)?;
     // SAFETY: BPF_PROG_LOAD returned a descriptor that nobody else owns.
-    let loaded = unsafe { OwnedFd::from_raw_fd(fd) };
-    bpf(
-        BPF_PROG_ATTACH,
-        &AttachAttributes {
-            target: group.as_fd().as_raw_fd().unsigned_abs(),
-            program: loaded.as_raw_fd().unsigned_abs(),
-            kind: BPF_CGROUP_DEVICE,
-            flags: BPF_F_ALLOW_MULTI,
-        },
-    )?;
-    Ok(())
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The programs that were loaded so far, with their code.
+#[derive(Debug, Default)]
+pub struct DeviceFilters {
+    // Shared by all calls that make containers; never held across an await.
+    loaded: Mutex<Vec<(Vec<Instruction>, OwnedFd)>>,
+}
+
+impl DeviceFilters {
+    /// Loads the program of containers without device rules of their own ahead, so that a machine that is saved as a
+    /// template has it. It stays loaded for good, and with it the area of 2 MiB that the kernel sets up for the first
+    /// compiled program.
+    ///
+    /// # Errors
+    /// The kernel refuses programs.
+    pub fn prepare(&self) -> io::Result<()> {
+        let mut deny_all = LinuxDeviceCgroup::default();
+        deny_all.set_allow(false);
+        match program(&[deny_all]) {
+            Some(code) => self.with_program(code, |_| Ok(())),
+            None => Ok(()),
+        }
+    }
+
+    /// Attaches the rules to the control group behind `group`, for good.
+    pub fn attach(&self, given: &[LinuxDeviceCgroup], group: impl AsFd) -> io::Result<()> {
+        let Some(code) = program(given) else {
+            return Ok(());
+        };
+        self.with_program(code, |program| {
+            bpf(
+                BPF_PROG_ATTACH,
+                &AttachAttributes {
+                    target: group.as_fd().as_raw_fd().unsigned_abs(),
+                    program: program.as_raw_fd().unsigned_abs(),
+                    kind: BPF_CGROUP_DEVICE,
+                    flags: BPF_F_ALLOW_MULTI,
+                },
+            )?;
+            Ok(())
+        })
+    }
+
+    fn with_program(
+        &self,
+        code: Vec<Instruction>,
+        act: impl FnOnce(&OwnedFd) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, program)) = loaded.iter().find(|(known, _)| *known == code) {
+            return act(program);
+        }
+        let program = load(&code)?;
+        act(&program)?;
+        if loaded.len() < KEPT {
+            loaded.push((code, program));
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -334,6 +388,20 @@ mod tests {
         assert!(allowed(&code, BLOCK, MAKE, 8, 0));
         assert!(!allowed(&code, BLOCK, READ, 8, 0));
         assert!(!allowed(&code, CHARACTER, READ, 1, 1));
+    }
+
+    #[test]
+    fn rules_that_repeat_what_everybody_may_do_make_the_same_program() {
+        let plain = program(&given(r#"[{"allow":false,"access":"rwm"}]"#));
+        let repeated = program(&given(
+            r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","access":"m"},
+                {"allow":true,"type":"c","major":1,"minor":3,"access":"rwm"}]"#,
+        ));
+        assert!(plain.is_some());
+        assert_eq!(plain, repeated);
+        let mut prepared = LinuxDeviceCgroup::default();
+        prepared.set_allow(false);
+        assert_eq!(plain, program(&[prepared]));
     }
 
     #[test]

@@ -15,7 +15,6 @@ use vmpod_agent_protocol::messages::{Event, EventKind, ExitStatus};
 use super::process::Stage;
 use super::{Container, DEATH_WAIT, Inner, launch, report, unknown, until};
 use crate::container::api::{ContainerError, CreateContainer, CreateExec, ProcessName};
-use crate::container::device_filter;
 use crate::container::group::Group;
 use crate::container::hooks;
 use crate::container::plan::{Plan, check_id};
@@ -81,7 +80,7 @@ impl Inner {
         let tail = Tail::default();
         let launched = async {
             group.apply(&plan.resources).map_err(failed)?;
-            device_filter::attach(
+            self.device_filters.attach(
                 plan.resources.devices().as_deref().unwrap_or_default(),
                 group.as_fd(),
             )

@@ -21,6 +21,7 @@ use std::time::Duration;
 use vmpod_agent_protocol::messages::{Event, EventKind};
 
 use super::api::{ContainerError, PodLabel, ProcessName};
+use super::device_filter::DeviceFilters;
 use super::group::Group;
 use super::plan::Plan;
 use super::step::StepError;
@@ -61,6 +62,7 @@ struct Inner {
     reaper: Reaper,
     events: EventLog,
     oom: OomWatch,
+    device_filters: DeviceFilters,
     next_run: AtomicU64,
     // Shared by all calls and the tasks of all processes; never held across an await.
     state: Mutex<State>,
@@ -104,12 +106,19 @@ impl Engine {
                 reaper,
                 events,
                 oom: OomWatch::new()?,
+                device_filters: DeviceFilters::default(),
                 next_run: AtomicU64::new(1),
                 state: Mutex::default(),
             }),
         };
         tokio::spawn(oom::watch(Arc::downgrade(&engine.inner)));
         Ok(engine)
+    }
+
+    /// Does ahead what the first container would otherwise wait for. What cannot be done is left to that container, which
+    /// says why it fails.
+    pub fn prepare(&self) {
+        let _ = self.inner.device_filters.prepare();
     }
 
     /// From now on containers share the PID namespace of the process behind `pidfd`.
