@@ -15,26 +15,29 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use vmpod_agent_protocol::GUEST_ROOT;
 
-use super::inside;
+use super::inside::{self, Kind};
 use super::plan::RootPlan;
 
 /// Makes the sources of all bind mounts mounts of the calling process's namespace, where they are on the host's side.
+/// Only directories are ever mounted by being gone through.
 ///
 /// What is not there or cannot be opened is left to the container's first process, which has words for it.
 pub fn settle(plan: &RootPlan) {
     for mount in &plan.mounts {
         if mount.options.bind.is_some() {
-            let _ = open(Path::new(&mount.source));
+            let _ = open_as(Path::new(&mount.source), OFlag::O_DIRECTORY);
         }
     }
 }
 
-/// Opens the source of a bind mount (O_PATH). Below the host's shared trees links may not lead out: containers write
-/// there.
-pub fn open(path: &Path) -> io::Result<OwnedFd> {
+/// Opens the source of a bind mount (O_PATH) and tells what it is. Below the host's shared trees links may not lead out:
+/// containers write there.
+pub fn open(path: &Path) -> io::Result<(OwnedFd, Kind)> {
     match open_as(path, OFlag::O_DIRECTORY) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOTDIR) => open_as(path, OFlag::empty()),
-        other => other,
+        Err(error) if error.raw_os_error() == Some(libc::ENOTDIR) => {
+            Ok((open_as(path, OFlag::empty())?, Kind::File))
+        }
+        other => other.map(|source| (source, Kind::Directory)),
     }
 }
 

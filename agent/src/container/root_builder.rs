@@ -114,17 +114,17 @@ impl<'a> RootBuilder<'a> {
                 source_path.display()
             )
         };
-        let mut source = bind_source::open(source_path).at(step)?;
+        let (mut source, mut kind) = bind_source::open(source_path).at(step)?;
         if let Some(sub_path) = &mount.options.sub_path {
             // The volume is the root of the resolution: its links, which containers write, lead nowhere else.
             source = inside::open_or_make(&source, sub_path, Kind::Directory)
                 .at(|| format!("{}: open its subPath {}", step(), sub_path.display()))?;
+            kind = if inside::is_directory(&source).at(step)? {
+                Kind::Directory
+            } else {
+                Kind::File
+            };
         }
-        let kind = if inside::is_directory(&source).at(step)? {
-            Kind::Directory
-        } else {
-            Kind::File
-        };
         let target = inside::open_or_make(&self.root, &mount.destination, kind)
             .at(|| format!("{}: make the mount point", step()))?;
         let tree = mount_tree::copy(&source, recursive).at(step)?;

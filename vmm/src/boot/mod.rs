@@ -81,7 +81,8 @@ pub fn prepare(
             .unwrap_or(memory.last_addr()),
     };
     memory::expect_early_allocations(memory, top)?;
-    let mut line = cmdline::compose(devices, &kernel.extra_cmdline)?.into_bytes();
+    let bytes: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
+    let mut line = cmdline::compose(bytes >> 20, devices, &kernel.extra_cmdline)?.into_bytes();
     line.push(0);
     memory
         .write_slice(&line, GuestAddress(layout::CMDLINE))

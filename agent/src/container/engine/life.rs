@@ -80,12 +80,13 @@ impl Inner {
         let tail = Tail::default();
         let launched = async {
             group.apply(&plan.resources).map_err(failed)?;
-            self.device_filters.attach(
-                plan.resources.devices().as_deref().unwrap_or_default(),
-                group.as_fd(),
-            )
-            .at(|| "attach the device rules to the control group")
-            .map_err(failed)?;
+            self.device_filters
+                .attach(
+                    plan.resources.devices().as_deref().unwrap_or_default(),
+                    group.as_fd(),
+                )
+                .at(|| "attach the device rules to the control group")
+                .map_err(failed)?;
             launch::first(
                 &self.config,
                 &self.reaper,

@@ -41,7 +41,7 @@ pub(super) fn attr(stat: &Stat) -> Attr {
 
 fn attr_out(inode: &Inode, stat: &Stat) -> AttrOut {
     AttrOut {
-        attr_valid: inode.policy().seconds(),
+        attr_valid: inode.place().attribute_seconds(),
         attr_valid_nsec: 0,
         dummy: 0,
         attr: attr(stat),
@@ -120,7 +120,7 @@ impl Server {
         let inode = self.node(header)?;
         let s = host::stat(inode.fd()?.as_fd())?.0;
         thread.put(&StatxOut {
-            attr_valid: inode.policy().seconds(),
+            attr_valid: inode.place().attribute_seconds(),
             stat: Statx {
                 mask: s.stx_mask & (libc::STATX_BASIC_STATS | libc::STATX_BTIME),
                 blksize: s.stx_blksize,

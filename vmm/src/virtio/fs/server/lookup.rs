@@ -88,9 +88,9 @@ impl Server {
             entry_valid: if is_mount {
                 0
             } else {
-                parent.policy().seconds()
+                parent.place().name_seconds(found.stat.is_dir())
             },
-            attr_valid: found.inode.policy().seconds(),
+            attr_valid: found.inode.place().attribute_seconds(),
             entry_valid_nsec: 0,
             attr_valid_nsec: 0,
             attr,
