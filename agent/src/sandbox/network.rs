@@ -4,7 +4,6 @@
 //! plain data ([`requests`]) and sent in one go.
 
 use std::collections::HashMap;
-use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 
 use vmpod_agent_protocol::messages::{ConfigureSandboxRequest, Neighbour, NetworkInterface, Route};
@@ -55,20 +54,21 @@ pub struct Link {
     name: String,
 }
 
-/// The guest's interfaces by MAC address, in lower case.
+/// The guest's interfaces by MAC address, in lower case. Asked by netlink: a look into sysfs makes the kernel build a dozen
+/// inodes for each.
 pub fn links() -> HashMap<String, Link> {
-    let read = |path: std::path::PathBuf| -> Option<String> {
-        Some(fs::read_to_string(path).ok()?.trim().to_lowercase())
-    };
-    fs::read_dir("/sys/class/net")
+    nix::ifaddrs::getifaddrs()
         .into_iter()
         .flatten()
-        .flatten()
-        .filter_map(|entry| {
-            let mac = read(entry.path().join("address"))?;
-            let index = read(entry.path().join("ifindex"))?.parse().ok()?;
-            let name = entry.file_name().into_string().ok()?;
-            (name != "lo").then_some((mac, Link { index, name }))
+        .filter(|interface| interface.interface_name != "lo")
+        .filter_map(|interface| {
+            let address = interface.address?;
+            // Tunnels have addresses of another length.
+            let link = address.as_link_addr().filter(|link| link.halen() == 6)?;
+            let mac = link.addr()?.map(|byte| format!("{byte:02x}")).join(":");
+            let index = u32::try_from(link.ifindex()).ok()?;
+            let name = interface.interface_name;
+            Some((mac, Link { index, name }))
         })
         .collect()
 }
@@ -371,6 +371,18 @@ mod tests {
             name: "eth0".into(),
         };
         HashMap::from([("02:00:00:00:00:01".to_owned(), link)])
+    }
+
+    #[test]
+    fn links_of_this_machine_have_the_index_and_address_that_sysfs_has() {
+        for (mac, link) in links() {
+            let read = |file: &str| {
+                let path = format!("/sys/class/net/{}/{file}", link.name);
+                std::fs::read_to_string(path).unwrap().trim().to_owned()
+            };
+            assert_eq!(read("ifindex"), link.index.to_string());
+            assert_eq!(read("address"), mac);
+        }
     }
 
     #[test]
