@@ -4,6 +4,7 @@
 
 mod bench;
 mod bundle;
+mod fuzz;
 mod host;
 mod images;
 mod node;
@@ -39,6 +40,8 @@ enum Command {
     Test(test::TestArgs),
     /// Count the instructions of starts, files and network, and measure memory
     Bench(bench::BenchArgs),
+    /// Feed hostile bytes to what reads them, for a while
+    Fuzz(fuzz::FuzzArgs),
     /// Check the rules that this repository has set itself
     Tidy,
     /// An emulated AMD machine with real KVM, for hosts that have none
@@ -46,6 +49,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = fuzz::compile_instead() {
+        return code;
+    }
     let cli = Cli::parse();
     let outcome = match cli.command {
         Command::Bundle(args) => bundle::run(&args),
@@ -53,6 +59,7 @@ fn main() -> ExitCode {
         Command::Images(args) => images::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Tidy => tidy::run(),
         Command::Node(args) => node::run(args),
     };

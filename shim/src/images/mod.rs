@@ -26,6 +26,14 @@ mod scratch;
 mod store;
 mod user;
 
+/// What fuzz targets feed by itself.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzed {
+    pub use super::layer::compression::decompress;
+    pub use super::layer::unpack::unpack;
+    pub use super::manifest::{Document, check_platform, choose, parse, parse_config};
+}
+
 #[cfg(test)]
 mod archive_fixture;
 #[cfg(test)]

@@ -51,6 +51,10 @@ impl Reference {
                 refuse(error.to_string())
             }
         })?;
+        // The client's parser takes a first part in capitals for a registry and then not for one.
+        if parsed.repository().bytes().any(|b| b.is_ascii_uppercase()) {
+            return Err(refuse("repository names are lower-case".into()));
+        }
         let digest = parsed
             .digest()
             .map(Digest::parse)
@@ -204,6 +208,14 @@ mod tests {
     use super::*;
 
     const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    #[test]
+    fn name_whose_first_part_has_capitals_is_refused_and_a_registry_with_capitals_is_not() {
+        let error = Reference::parse("lucaLh/busybox").unwrap_err();
+        assert_eq!(error.reason, "repository names are lower-case");
+        let name = Reference::parse("Example.org/a/b").unwrap().name();
+        assert_eq!(Reference::parse(&name).unwrap().name(), name);
+    }
 
     #[test]
     fn reference_without_registry_is_normalised_as_docker_does() {

@@ -1,4 +1,4 @@
-//! A guest-side driver for tests: puts buffers on the rings of a device and collects what it used.
+//! A guest-side driver for tests and fuzz targets: puts buffers on the rings of a device and collects what it used.
 //!
 //! It writes the split ring layout of VIRTIO 1.3 section 2.7 by hand, so that a mistake of the device side is not
 //! mirrored, and can write wrong things on purpose.
@@ -22,14 +22,14 @@ const USED: u64 = 0xa000;
 const BUFFERS: u64 = 0x40_0000;
 
 /// Descriptor continues via `next`.
-pub(crate) const DESC_NEXT: u16 = 1;
+pub const DESC_NEXT: u16 = 1;
 /// Descriptor is device-writable.
-pub(crate) const DESC_WRITE: u16 = 2;
+pub const DESC_WRITE: u16 = 2;
 
 /// Counts interrupts, and wakes waiters. Shared between the driver and the device's workers.
 #[derive(Debug, Default)]
-pub(crate) struct TestInterrupt {
-    pub(crate) config: AtomicU64,
+pub struct TestInterrupt {
+    pub config: AtomicU64,
     queues: Mutex<u64>,
     raised: Condvar,
 }
@@ -47,24 +47,32 @@ impl Interrupt for TestInterrupt {
 
 /// A buffer chain that was put on a ring.
 #[derive(Clone, Debug)]
-pub(crate) struct Chain {
-    pub(crate) head: u16,
+pub struct Chain {
+    pub head: u16,
     /// Address and length of each device-writable part.
     writable: Vec<(u64, u32)>,
 }
 
 /// A chain that the device has used.
 #[derive(Clone, Debug)]
-pub(crate) struct Used {
-    pub(crate) head: u16,
+pub struct Used {
+    pub head: u16,
     /// Bytes the device says it wrote.
-    pub(crate) written: u32,
+    pub written: u32,
+}
+
+impl std::fmt::Debug for GuestDriver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuestDriver")
+            .field("size", &self.size)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The guest's side of one device.
-pub(crate) struct GuestDriver {
-    pub(crate) memory: GuestMemory,
-    pub(crate) interrupt: Arc<TestInterrupt>,
+pub struct GuestDriver {
+    pub memory: GuestMemory,
+    pub interrupt: Arc<TestInterrupt>,
     size: u16,
     kicks: Vec<EventFd>,
     next_desc: Vec<u16>,
@@ -75,7 +83,7 @@ pub(crate) struct GuestDriver {
 
 impl GuestDriver {
     /// Memory and `queues` empty rings of `size` entries.
-    pub(crate) fn new(queues: usize, size: u16) -> Self {
+    pub fn new(queues: usize, size: u16) -> Self {
         assert!(size <= 1024);
         let memory =
             Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap());
@@ -94,12 +102,12 @@ impl GuestDriver {
     }
 
     /// Activates `device` with all queues and these agreed features.
-    pub(crate) fn activate(&self, device: &mut dyn VirtioDevice, features: u64) {
+    pub fn activate(&self, device: &mut dyn VirtioDevice, features: u64) {
         device.activate(self.activation(features)).unwrap();
     }
 
     /// What [`Self::activate`] passes on.
-    pub(crate) fn activation(&self, features: u64) -> Activation {
+    pub fn activation(&self, features: u64) -> Activation {
         let queues = self
             .kicks
             .iter()
@@ -131,7 +139,7 @@ impl GuestDriver {
     }
 
     /// Space in guest memory for a buffer, 16-byte aligned.
-    pub(crate) fn allocate(&mut self, len: usize) -> u64 {
+    pub fn allocate(&mut self, len: usize) -> u64 {
         let at = self.next_buffer;
         self.next_buffer += (len as u64).next_multiple_of(16).max(16);
         if self.next_buffer >= MEMORY_BYTES as u64 {
@@ -142,7 +150,7 @@ impl GuestDriver {
     }
 
     /// Puts a chain of readable parts, then writable parts, on a ring. Does not notify.
-    pub(crate) fn put(&mut self, queue: usize, readable: &[&[u8]], writable: &[usize]) -> Chain {
+    pub fn put(&mut self, queue: usize, readable: &[&[u8]], writable: &[usize]) -> Chain {
         let mut parts = Vec::new();
         for part in readable {
             let at = self.allocate(part.len());
@@ -164,7 +172,7 @@ impl GuestDriver {
     }
 
     /// Puts any descriptors `(address, length, flags)` on a ring, chained in order; for malformed requests too.
-    pub(crate) fn put_raw(&mut self, queue: usize, parts: &[(u64, u32, u16)]) -> u16 {
+    pub fn put_raw(&mut self, queue: usize, parts: &[(u64, u32, u16)]) -> u16 {
         let base = queue as u64 * RING_STRIDE;
         let first = self.next_desc[queue];
         for (i, &(address, length, flags)) in parts.iter().enumerate() {
@@ -192,12 +200,12 @@ impl GuestDriver {
     }
 
     /// Notifies the device.
-    pub(crate) fn kick(&self, queue: usize) {
+    pub fn kick(&self, queue: usize) {
         self.kicks[queue].write(1).unwrap();
     }
 
     /// The next used chain if there is one.
-    pub(crate) fn poll_used(&mut self, queue: usize) -> Option<Used> {
+    pub fn poll_used(&mut self, queue: usize) -> Option<Used> {
         let base = queue as u64 * RING_STRIDE + USED;
         let index: u16 = self.memory.read_obj(GuestAddress(base + 2)).unwrap();
         std::sync::atomic::fence(Ordering::SeqCst);
@@ -214,7 +222,7 @@ impl GuestDriver {
     }
 
     /// Waits for the next used chain; panics after `limit`.
-    pub(crate) fn wait_used(&mut self, queue: usize, limit: Duration) -> Used {
+    pub fn wait_used(&mut self, queue: usize, limit: Duration) -> Used {
         let end = Instant::now() + limit;
         loop {
             // Counted before the look at the ring, so that an interrupt in between ends the wait.
@@ -237,13 +245,13 @@ impl GuestDriver {
     }
 
     /// True when nothing is used on a queue for this long.
-    pub(crate) fn stays_unused(&mut self, queue: usize, during: Duration) -> bool {
+    pub fn stays_unused(&mut self, queue: usize, during: Duration) -> bool {
         std::thread::sleep(during);
         self.poll_used(queue).is_none()
     }
 
     /// The bytes of a chain's writable parts, cut to what the device says it wrote.
-    pub(crate) fn written(&self, chain: &Chain, used: &Used) -> Vec<u8> {
+    pub fn written(&self, chain: &Chain, used: &Used) -> Vec<u8> {
         assert_eq!(chain.head, used.head, "another chain was used");
         let mut bytes = Vec::new();
         for &(at, len) in &chain.writable {
@@ -260,12 +268,7 @@ impl GuestDriver {
     }
 
     /// Puts, notifies, waits and reads back one request.
-    pub(crate) fn request(
-        &mut self,
-        queue: usize,
-        readable: &[&[u8]],
-        writable: &[usize],
-    ) -> Vec<u8> {
+    pub fn request(&mut self, queue: usize, readable: &[&[u8]], writable: &[usize]) -> Vec<u8> {
         let chain = self.put(queue, readable, writable);
         self.kick(queue);
         let used = self.wait_used(queue, Duration::from_secs(10));

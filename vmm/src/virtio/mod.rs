@@ -15,8 +15,8 @@ pub mod vsock;
 pub mod wakeup;
 pub mod worker_thread;
 
-#[cfg(test)]
-pub(crate) mod guest_driver;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod guest_driver;
 
 pub use device::{
     ActivateError, Activation, ActiveQueue, DeviceCounters, GuestMemory, Interrupt, InterruptKind,

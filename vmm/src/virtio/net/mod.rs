@@ -13,7 +13,8 @@ use vmm_sys_util::epoll::Epoll;
 
 use self::request::Receiving;
 pub use self::sender::Sender;
-use self::tap::{Tap, Wire};
+use self::tap::Tap;
+pub use self::tap::Wire;
 use self::worker::Worker;
 use super::device::{ActivateError, Activation, DeviceCounters, StoppedQueue, VirtioDevice};
 use super::ring::{Ring, take_queue};
@@ -88,7 +89,9 @@ impl Net {
         self
     }
 
-    fn on_wire(name: String, wire: Box<dyn Wire>, mac: [u8; 6], mtu: u16) -> Self {
+    /// A card on anything that keeps packet borders.
+    #[must_use]
+    pub fn on_wire(name: String, wire: Box<dyn Wire>, mac: [u8; 6], mtu: u16) -> Self {
         let mut features = spec::F_CSUM
             | spec::F_GUEST_CSUM
             | spec::F_MTU
