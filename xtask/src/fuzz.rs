@@ -182,7 +182,7 @@ mod tests {
     fn targets_of_the_repository_are_those_of_its_manifest() {
         let source = workspace::root().join("tests/fuzz");
         let manifest = fs::read_to_string(source.join("Cargo.toml")).unwrap();
-        let named: Vec<String> = manifest
+        let mut named: Vec<String> = manifest
             .lines()
             .filter_map(|line| {
                 line.strip_prefix("path = \"targets/")?
@@ -190,6 +190,7 @@ mod tests {
             })
             .map(str::to_owned)
             .collect();
+        named.sort();
         assert_eq!(targets(&source.join("targets"), "").unwrap(), named);
         assert!(targets(&source.join("targets"), "no such").is_err());
     }
