@@ -131,7 +131,8 @@ fn build(source: &Path, names: &[String]) -> Result<()> {
     // What is not vmpod's own is that of every other build: only the crates that the flags are for are built anew.
     command
         .current_dir(source)
-        .args(["build", "--locked", "--target-dir"])
+        // Not `--locked`: a change of the workspace's own dependencies is followed here without being asked for.
+        .args(["build", "--target-dir"])
         .arg(workspace::target_dir())
         .env(
             "RUSTC_WRAPPER",

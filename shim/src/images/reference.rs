@@ -97,8 +97,14 @@ impl Reference {
     #[must_use]
     pub fn familiar(&self) -> String {
         let full = self.to_string();
-        let short = full.strip_prefix("docker.io/").unwrap_or(&full);
-        short.strip_prefix("library/").unwrap_or(short).to_owned()
+        let outer = full.strip_prefix("docker.io/").unwrap_or(&full);
+        let inner = outer.strip_prefix("library/").unwrap_or(outer);
+        // Without its defaults a longer name may be another one.
+        [inner, outer]
+            .into_iter()
+            .find(|short| Self::parse(short).is_ok_and(|read| read == *self))
+            .unwrap_or(&full)
+            .to_owned()
     }
 
     /// The same name as the registry client wants it.
@@ -208,6 +214,20 @@ mod tests {
     use super::*;
 
     const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    #[test]
+    fn short_form_means_the_same_image() {
+        for (text, short) in [
+            ("busybox", "busybox:latest"),
+            ("library/a/b", "library/a/b:latest"),
+            ("docker.io/localhost/a", "docker.io/localhost/a:latest"),
+            ("example.org/library/a", "example.org/library/a:latest"),
+        ] {
+            let reference = Reference::parse(text).unwrap();
+            assert_eq!(reference.familiar(), short);
+            assert_eq!(Reference::parse(short).unwrap(), reference);
+        }
+    }
 
     #[test]
     fn name_whose_first_part_has_capitals_is_refused_and_a_registry_with_capitals_is_not() {
