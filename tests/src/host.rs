@@ -23,8 +23,10 @@ impl Footprint {
             let program = command.split(' ').next().unwrap_or_default();
             if program.ends_with("/vmpod")
                 || program.ends_with("/vmpod-vmm")
+                || program.ends_with("/vmpod-supervise")
                 || program == "vmpod"
                 || program == "vmpod-vmm"
+                || program == "vmpod-supervise"
             {
                 lines.insert(format!("process {pid}: {command}"));
             }

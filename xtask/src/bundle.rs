@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! TARGET/bundle/bin/vmpod
+//! TARGET/bundle/bin/vmpod-supervise
 //! TARGET/bundle/bin/vmpod-vmm
 //! TARGET/bundle/lib/vmpod/vmlinux
 //! TARGET/bundle/lib/vmpod/initramfs.cpio
-//! TARGET/bundle/stamp                    a hash of the four
+//! TARGET/bundle/stamp                    a hash of them all
 //! ```
 //!
 //! `vmpod` finds the others from where it lies itself. The kernel is built once for each set of
@@ -94,67 +95,29 @@ fn build_with(debug: bool, kernel: Option<PathBuf>) -> Result<Bundle> {
         None => build_kernel(&root)?,
     };
 
-    // With the target named, its flags reach the agent alone and its output has a folder of its own;
-    // build scripts and macros are shared with the other builds.
-    let mut step = Step::begin(format!("building the guest's agent ({profile})"));
-    let mut command = cargo(debug);
-    command.args([
-        "-p",
-        "vmpod-agent",
-        "--bin",
-        "vmpod-agent",
-        "--target",
-        TARGET,
-    ]);
-    command.arg("--target-dir").arg(&target);
-    command
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS");
-    if !debug {
-        // The agent is the initramfs: every byte is copied and unpacked at each cold boot.
-        command.envs([
-            ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "s"),
-            ("CARGO_PROFILE_RELEASE_LTO", "fat"),
-            ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1"),
-            ("CARGO_PROFILE_RELEASE_STRIP", "symbols"),
-        ]);
-    }
-    process::compile(&mut command, &mut step)?;
-    step.done();
-    let agent_output = target.join(TARGET).join(profile);
-
-    // Static as well: one is started for each pod, and looking for libraries costs more than the rest of its start.
-    let mut step = Step::begin(format!("building vmpod-vmm ({profile})"));
-    let mut command = cargo(debug);
-    command.args(["-p", "vmpod-vmm", "--bin", "vmpod-vmm", "--target", TARGET]);
-    command.arg("--target-dir").arg(&target);
-    command
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS");
-    process::compile(&mut command, &mut step)?;
-    step.done();
-
-    let mut step = Step::begin(format!("building vmpod ({profile})"));
-    let mut command = cargo(debug);
-    command.args(["-p", "vmpod-shim", "--bin", "vmpod"]);
-    command.arg("--target-dir").arg(&target);
-    process::compile(&mut command, &mut step)?;
-    step.done();
+    build_part(debug, &target, "vmpod-agent", &["vmpod-agent"], Care::Size)?;
+    build_part(debug, &target, "vmpod-vmm", &["vmpod-vmm"], Care::Speed)?;
+    build_part(
+        debug,
+        &target,
+        "vmpod-shim",
+        &["vmpod", "vmpod-supervise"],
+        Care::Size,
+    )?;
+    let output = target.join(TARGET).join(profile);
 
     let dir = target.join(if debug { "bundle-debug" } else { "bundle" });
     for part in ["bin", "lib/vmpod"] {
         let path = dir.join(part);
         fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
     }
-    let archive = agent_output.join("initramfs.cpio");
-    initramfs::write(&agent_output.join("vmpod-agent"), &archive)
+    let archive = output.join("initramfs.cpio");
+    initramfs::write(&output.join("vmpod-agent"), &archive)
         .context("writing the guest's initramfs")?;
     let parts = [
-        (target.join(profile).join("vmpod"), "bin/vmpod"),
-        (
-            target.join(TARGET).join(profile).join("vmpod-vmm"),
-            "bin/vmpod-vmm",
-        ),
+        (output.join("vmpod"), "bin/vmpod"),
+        (output.join("vmpod-supervise"), "bin/vmpod-supervise"),
+        (output.join("vmpod-vmm"), "bin/vmpod-vmm"),
         (kernel, "lib/vmpod/vmlinux"),
         (archive, "lib/vmpod/initramfs.cpio"),
     ];
@@ -180,6 +143,50 @@ fn build_with(debug: bool, kernel: Option<PathBuf>) -> Result<Bundle> {
         workspace::write_atomically(&bundle.dir.join("stamp"), stamp.as_bytes())?;
     }
     Ok(bundle)
+}
+
+/// What an optimised build of a part is to be good at.
+#[derive(Clone, Copy)]
+enum Care {
+    /// What is started for each pod, or loaded with each machine: every page costs a fault, or memory, or a copy.
+    Size,
+    /// What works for as long as the pod does.
+    Speed,
+}
+
+/// Builds programs of a package. They are static: looking for libraries costs more than the rest of their start. With the
+/// target named, its flags reach them alone and their output has a folder of its own; build scripts and macros are shared
+/// with the other builds.
+fn build_part(
+    debug: bool,
+    target: &Path,
+    package: &str,
+    programs: &[&str],
+    care: Care,
+) -> Result<()> {
+    let profile = if debug { "debug" } else { "release" };
+    let names = programs.join(" and ");
+    let mut step = Step::begin(format!("building {names} ({profile})"));
+    let mut command = cargo(debug);
+    command.args(["-p", package, "--target", TARGET]);
+    for program in programs {
+        command.args(["--bin", program]);
+    }
+    command.arg("--target-dir").arg(target);
+    command
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    if !debug && matches!(care, Care::Size) {
+        command.envs([
+            ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "s"),
+            ("CARGO_PROFILE_RELEASE_LTO", "fat"),
+            ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1"),
+            ("CARGO_PROFILE_RELEASE_STRIP", "symbols"),
+        ]);
+    }
+    process::compile(&mut command, &mut step)?;
+    step.done();
+    Ok(())
 }
 
 fn cargo(debug: bool) -> Command {

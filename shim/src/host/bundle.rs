@@ -1,4 +1,4 @@
-//! Where the parts of vmpod lie: the VMM beside the program, kernel and initramfs in `../lib/vmpod`.
+//! Where the parts of vmpod lie: supervisor and VMM beside the program, kernel and initramfs in `../lib/vmpod`.
 
 use std::path::{Path, PathBuf};
 
@@ -8,9 +8,14 @@ pub const LIB_VARIABLE: &str = "VMPOD_LIB";
 /// Environment variable that names the VMM program.
 pub const VMM_VARIABLE: &str = "VMPOD_VMM";
 
+/// Environment variable that names the supervising program.
+pub const SUPERVISOR_VARIABLE: &str = "VMPOD_SUPERVISOR";
+
 /// The parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bundle {
+    /// The program that looks after a pod.
+    pub supervisor: PathBuf,
     /// The VMM program.
     pub vmm: PathBuf,
     /// Guest kernel, an uncompressed ELF file.
@@ -42,6 +47,8 @@ impl Bundle {
             PathBuf::from,
         );
         Self {
+            supervisor: std::env::var_os(SUPERVISOR_VARIABLE)
+                .map_or_else(|| beside.join("vmpod-supervise"), PathBuf::from),
             vmm: std::env::var_os(VMM_VARIABLE)
                 .map_or_else(|| beside.join("vmpod-vmm"), PathBuf::from),
             vmlinux: lib.join("vmlinux"),
@@ -51,8 +58,9 @@ impl Bundle {
 
     /// What each part is, where it is, and the variable that moves it.
     #[must_use]
-    pub fn parts(&self) -> [(&'static str, &Path, &'static str); 3] {
+    pub fn parts(&self) -> [(&'static str, &Path, &'static str); 4] {
         [
+            ("the supervisor", &self.supervisor, SUPERVISOR_VARIABLE),
             ("the VMM", &self.vmm, VMM_VARIABLE),
             ("the guest kernel", &self.vmlinux, LIB_VARIABLE),
             ("the guest initramfs", &self.initramfs, LIB_VARIABLE),
@@ -84,6 +92,7 @@ mod tests {
     #[test]
     fn part_that_is_missing_is_named_with_its_place() {
         let bundle = Bundle {
+            supervisor: std::env::current_exe().unwrap(),
             vmm: std::env::current_exe().unwrap(),
             vmlinux: "/nonexistent/vmlinux".into(),
             initramfs: "/nonexistent/initramfs.cpio".into(),

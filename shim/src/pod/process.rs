@@ -3,11 +3,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +70,35 @@ impl ProcessIdentity {
             std::thread::sleep(Duration::from_millis(5));
         }
         true
+    }
+}
+
+/// Descriptors that programs inherit which are started while this lives. Also those that another thread starts: to be used
+/// by programs that start others from one thread.
+#[derive(Debug)]
+pub struct Inherited<'a>(Vec<BorrowedFd<'a>>);
+
+impl<'a> Inherited<'a> {
+    /// Has them inherited under their own numbers.
+    ///
+    /// # Errors
+    /// fcntl(2) failed.
+    pub fn of(descriptors: &[BorrowedFd<'a>]) -> io::Result<Self> {
+        let mut inherited = Self(Vec::new());
+        for descriptor in descriptors {
+            fcntl_setfd(descriptor, FdFlags::empty())?;
+            inherited.0.push(*descriptor);
+        }
+        Ok(inherited)
+    }
+}
+
+impl Drop for Inherited<'_> {
+    fn drop(&mut self) {
+        for descriptor in &self.0 {
+            // It is open, which is all that could be wrong.
+            let _ = fcntl_setfd(descriptor, FdFlags::CLOEXEC);
+        }
     }
 }
 

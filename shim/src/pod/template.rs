@@ -406,6 +406,7 @@ mod tests {
         let new = shape(dir.path(), &config);
         made(&templates, &roots, &config, &new);
         let bundle = Bundle {
+            supervisor: dir.path().join("supervisor"),
             vmm: dir.path().join("vmm"),
             vmlinux: config.kernel.vmlinux.clone(),
             initramfs: dir.path().join("initramfs"),

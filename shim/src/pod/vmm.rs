@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use vmpod_vmm_api::{Event, ExitReason, LINE_BYTES, MachineConfig, Message, Reply, Request};
 
-use super::process::ProcessIdentity;
+use super::process::{Inherited, ProcessIdentity};
 use super::process_space;
 
 /// How long the VMM may take to answer a request.
@@ -123,7 +123,7 @@ pub struct VmmStart<'a> {
     pub program: &'a Path,
     /// File that takes its standard error.
     pub log: &'a Path,
-    /// Member list of the cgroup that it joins before it executes.
+    /// Member list of the cgroup that it joins before it is asked for anything.
     pub cgroup: Option<&'a File>,
     /// Whether it is the only process that it sees.
     pub alone: bool,
@@ -149,6 +149,10 @@ impl Vmm {
             .mode(0o600)
             .open(start.log)
             .map_err(fail)?;
+        let inherited = start.inherited.iter().copied().chain([theirs.as_fd()]);
+        let inherited = Inherited::of(&inherited.collect::<Vec<_>>()).map_err(fail)?;
+        // Nothing is done between fork and exec, so that the C library need not copy this process (posix_spawn(3)). The
+        // VMM itself asks to die with its parent; where that died before, the end of the connection tells it.
         let mut command = Command::new(start.program);
         command
             .arg("--control-fd")
@@ -156,51 +160,23 @@ impl Vmm {
             .stdin(Stdio::null())
             .stdout(Stdio::from(log.try_clone().map_err(fail)?))
             .stderr(Stdio::from(log))
-            .current_dir("/")
             // It reads none, and what an administrator's shell holds is not for a process that guests attack.
             .env_clear()
             .kill_on_drop(true);
-        let kept: Vec<RawFd> = start
-            .inherited
-            .iter()
-            .map(AsRawFd::as_raw_fd)
-            .chain([theirs.as_raw_fd()])
-            .collect();
-        // A process in a namespace of its own cannot see its parent. If that dies before the line that asks for a signal,
-        // the end of the control connection tells the VMM.
-        let parent = (!start.alone).then(rustix::process::getpid);
-        let members = start.cgroup.map(AsRawFd::as_raw_fd);
-        // SAFETY: between fork and exec only async-signal-safe calls are made: prctl, getppid, fcntl, write, on values
-        // that were computed before; nothing is allocated.
-        unsafe {
-            command.pre_exec(move || {
-                rustix::process::set_parent_process_death_signal(Some(
-                    rustix::process::Signal::KILL,
-                ))?;
-                // The parent may have died before the line above.
-                if parent.is_some() && rustix::process::getppid() != parent {
-                    return Err(io::ErrorKind::BrokenPipe.into());
-                }
-                for &descriptor in &kept {
-                    if libc::fcntl(descriptor, libc::F_SETFD, 0) < 0 {
-                        return Err(io::Error::last_os_error());
-                    }
-                }
-                if let Some(members) = members
-                    && libc::write(members, b"0".as_ptr().cast(), 1) != 1
-                {
-                    return Err(io::Error::last_os_error());
-                }
-                Ok(())
-            });
-        }
         let child = if start.alone {
             process_space::spawn_in_own(|| command.spawn())
         } else {
             command.spawn()
         }
         .map_err(fail)?;
+        drop(inherited);
         drop(theirs);
+        // Before it has taken its first order, and with that any memory for the guest or any thread.
+        if let (Some(mut members), Some(pid)) = (start.cgroup, child.id()) {
+            members
+                .write_all(pid.to_string().as_bytes())
+                .map_err(fail)?;
+        }
         let identity = child
             .id()
             .and_then(|pid| ProcessIdentity::of(pid.cast_signed()));

@@ -87,9 +87,6 @@ pub enum Command {
     Completions(CompletionsArguments),
     /// Print versions
     Version(ListArguments),
-    /// The supervising process of a pod; started by `run`
-    #[command(hide = true)]
-    Supervise(SuperviseArguments),
 }
 
 #[derive(Debug, Args)]
@@ -399,18 +396,6 @@ pub struct GcArguments {
 pub struct CompletionsArguments {
     /// Shell
     pub shell: clap_complete::Shell,
-}
-
-#[derive(Debug, Args)]
-pub struct SuperviseArguments {
-    /// Descriptor of the pod's lock
-    #[arg(long)]
-    pub lock_fd: i32,
-    /// Descriptor of the report connection
-    #[arg(long)]
-    pub report_fd: i32,
-    /// Id of the pod
-    pub id: String,
 }
 
 #[cfg(test)]

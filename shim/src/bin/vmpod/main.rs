@@ -19,7 +19,6 @@ mod logs;
 mod run;
 mod signals;
 mod stats;
-mod supervise;
 mod table;
 mod terminal;
 
@@ -27,6 +26,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
+use vmpod_shim::diagnostics;
 use vmpod_shim::manifest::Problems;
 use vmpod_shim::pod::journal::chain;
 use vmpod_shim::pod::roots::Roots;
@@ -41,7 +41,11 @@ const INVALID_INPUT: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_tracing(cli.verbose);
+    diagnostics::start(match cli.verbose {
+        0 => diagnostics::WARNINGS,
+        1 => tracing::Level::INFO,
+        _ => tracing::Level::DEBUG,
+    });
     let roots = Roots {
         run: cli.root,
         state: cli.state,
@@ -71,19 +75,21 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     }) && error.downcast_ref::<std::io::Error>().is_some()
 }
 
-fn start_tracing(verbose: u8) {
-    let level = match verbose {
-        0 => "warn",
-        1 => "info",
-        _ => "debug",
-    };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("VMPOD_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .init();
+/// Has names of hosts looked up in files and DNS alone, in a static program: whatever else /etc/nsswitch.conf may name are
+/// libraries of the host's C library, which need not be the one that is in here.
+fn look_up_by_files_and_dns() {
+    #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
+    {
+        unsafe extern "C" {
+            // nss.h of the GNU C library.
+            fn __nss_configure_lookup(
+                database: *const std::ffi::c_char,
+                services: *const std::ffi::c_char,
+            ) -> std::ffi::c_int;
+        }
+        // SAFETY: both texts end in NUL and live for ever; there is one thread still.
+        unsafe { __nss_configure_lookup(c"hosts".as_ptr(), c"files dns".as_ptr()) };
+    }
 }
 
 fn dispatch(command: Command, roots: Roots) -> anyhow::Result<u8> {
@@ -95,6 +101,9 @@ fn dispatch(command: Command, roots: Roots) -> anyhow::Result<u8> {
         _ => {}
     }
     roots.create()?;
+    if matches!(command, Command::Run(_) | Command::Pull(_)) {
+        look_up_by_files_and_dns();
+    }
     match command {
         Command::Run(arguments) => run::run(&roots, &arguments),
         Command::Ps(arguments) => list::ps(&roots, &arguments),
@@ -114,7 +123,6 @@ fn dispatch(command: Command, roots: Roots) -> anyhow::Result<u8> {
         Command::Pull(arguments) => images::pull(&roots, &arguments),
         Command::Image(arguments) => images::image(&roots, &arguments),
         Command::Gc(arguments) => lifecycle::gc(&roots, &arguments),
-        Command::Supervise(arguments) => supervise::supervise(roots, arguments),
         Command::Check(_) | Command::Completions(_) | Command::Version(_) => Ok(0),
     }
 }

@@ -75,7 +75,7 @@ pub fn run(roots: &Roots, arguments: &RunArguments) -> anyhow::Result<u8> {
     };
     let (reserved, record) = prepare(roots, &plan, &options, &mut image)?;
     drop(lease);
-    let supervisor = match supervisor::spawn(roots, &reserved) {
+    let supervisor = match supervisor::spawn(&options.bundle.supervisor, roots, &reserved) {
         Ok(supervisor) => supervisor,
         Err(error) => {
             reserved.cancel()?;

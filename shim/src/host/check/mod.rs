@@ -126,6 +126,7 @@ mod tests {
             state: dir.path().join("state"),
         };
         let bundle = Bundle {
+            supervisor: "/nonexistent/vmpod-supervise".into(),
             vmm: dir.path().join("vmm"),
             vmlinux: dir.path().join("vmlinux"),
             initramfs: dir.path().join("initramfs"),
@@ -139,7 +140,7 @@ mod tests {
             .iter()
             .filter(|item| item.name.starts_with("the "))
             .collect();
-        assert_eq!(parts.len(), 3);
+        assert_eq!(parts.len(), 4);
         assert!(
             parts
                 .iter()

@@ -1,17 +1,19 @@
-//! How a command hands a prepared pod to a supervising process of its own: the same program again, in a session of its
-//! own, with the pod's lock and a report connection inherited.
+//! How a command hands a prepared pod to a supervising process (`vmpod-supervise`) in a session of its own, with the pod's
+//! lock and a report connection inherited.
 
 use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::pod::process::Inherited;
 use crate::pod::registry::ReservedPod;
 use crate::pod::roots::Roots;
 
@@ -50,11 +52,14 @@ pub struct SuperviseStart {
 }
 
 impl SuperviseStart {
-    /// From the numbers on the command line.
+    /// From the numbers on the command line. The calling process gets a session of its own.
     ///
     /// # Errors
     /// When a number is not an open descriptor.
     pub fn inherit(roots: Roots, id: String, lock: RawFd, report: RawFd) -> io::Result<Self> {
+        // What is meant for the command's terminal is not meant for the pod, and no directory is kept busy.
+        rustix::process::setsid()?;
+        std::env::set_current_dir("/")?;
         for descriptor in [lock, report] {
             // SAFETY: fcntl on a number is harmless whether or not it is an open descriptor.
             if unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
@@ -87,46 +92,27 @@ pub struct Supervisor {
 ///
 /// # Errors
 /// When the process cannot be started; the pod is then still the caller's.
-pub fn spawn(roots: &Roots, reserved: &ReservedPod) -> io::Result<Supervisor> {
+pub fn spawn(program: &Path, roots: &Roots, reserved: &ReservedPod) -> io::Result<Supervisor> {
     let (ours, theirs) = UnixStream::pair()?;
     let log = OpenOptions::new()
         .append(true)
         .create(true)
         .mode(0o600)
         .open(reserved.paths.supervisor_log())?;
-    let kept = [reserved.lock.as_raw_fd(), theirs.as_raw_fd()];
-    let mut command = Command::new("/proc/self/exe");
-    command
-        .arg0("vmpod")
-        .arg("--root")
+    let inherited = Inherited::of(&[reserved.lock.as_fd(), theirs.as_fd()])?;
+    // Nothing is done between fork and exec, so that the C library need not copy this process (posix_spawn(3)).
+    let child = Command::new(program)
+        .arg0("vmpod-supervise")
         .arg(&roots.run)
-        .arg("--state")
         .arg(&roots.state)
-        .arg("supervise")
-        .arg("--lock-fd")
-        .arg(kept[0].to_string())
-        .arg("--report-fd")
-        .arg(kept[1].to_string())
         .arg(&reserved.reservation.id)
+        .arg(reserved.lock.as_raw_fd().to_string())
+        .arg(theirs.as_raw_fd().to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)
-        .current_dir("/");
-    // SAFETY: between fork and exec only setsid and fcntl are called, on numbers computed before.
-    unsafe {
-        command.pre_exec(move || {
-            if libc::setsid() < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            for descriptor in kept {
-                if libc::fcntl(descriptor, libc::F_SETFD, 0) < 0 {
-                    return Err(io::Error::last_os_error());
-                }
-            }
-            Ok(())
-        });
-    }
-    let child = command.spawn()?;
+        .spawn()?;
+    drop(inherited);
     Ok(Supervisor {
         child,
         report: BufReader::new(ours),
