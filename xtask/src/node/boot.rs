@@ -70,7 +70,19 @@ pub fn up(place: &Place, start: &Start) -> Result<()> {
                 name = place.name
             );
         }
-        ssh::connect(place)?;
+        // One whose start was interrupted still boots.
+        if ssh::connect(place).is_err() {
+            let mut step = Step::begin(format!("waiting for node {}", place.name));
+            wait_until_ready(place, Instant::now() + start.timeout, &mut step).map_err(|error| {
+                error.context(format!(
+                    "node {name} runs but does not answer; `cargo xtask node down --name {name}` ends it. The end of its \
+                     console:\n{}",
+                    last_console_lines(place),
+                    name = place.name,
+                ))
+            })?;
+            step.done();
+        }
         eprintln!("node {} is up", place.name);
         return Ok(());
     }
