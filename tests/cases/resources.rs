@@ -52,7 +52,7 @@ fn cgroup_limits_are_those_of_the_manifest() {
 
 #[test]
 #[ignore = "starts virtual machines: run by cargo xtask test"]
-fn guest_and_host_overhead_stay_within_their_bounds() {
+fn kernel_and_agent_of_an_idle_pod_stay_within_their_bounds() {
     let pod = Pod::new(
         "
   terminationGracePeriodSeconds: 1
@@ -80,6 +80,53 @@ fn guest_and_host_overhead_stay_within_their_bounds() {
         used < 24,
         "{used} MiB are used in the guest, {kept} free pages are the CPUs'\n{info}"
     );
+}
+
+/// Sums of `/proc/PID/smaps` in KiB without guest memory, which is what is kept out of core dumps (flag `dd`): the
+/// proportional share of everything, and the anonymous part.
+fn own_memory(pid: u64) -> (u64, u64) {
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).expect("a process");
+    let (mut share, mut anonymous) = (0, 0);
+    let (mut mapping_share, mut mapping_anonymous) = (0, 0);
+    for line in smaps.lines() {
+        let value = || -> u64 {
+            let word = line.split_whitespace().nth(1);
+            word.and_then(|word| word.parse().ok()).expect("a number")
+        };
+        if line.starts_with("Pss:") {
+            mapping_share = value();
+        } else if line.starts_with("Anonymous:") {
+            mapping_anonymous = value();
+        } else if let Some(flags) = line.strip_prefix("VmFlags:")
+            && !flags.split_whitespace().any(|flag| flag == "dd")
+        {
+            share += mapping_share;
+            anonymous += mapping_anonymous;
+        }
+    }
+    (share, anonymous)
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn processes_of_an_idle_pod_stay_within_their_bounds() {
+    let pod = Pod::new(
+        "
+  terminationGracePeriodSeconds: 1
+  containers: [{name: c, image: busybox, command: [sleep, '1000'], resources: {limits: {memory: 64Mi}}}]",
+    );
+    pod.start();
+    pod.await_phase("Running");
+    let ids = &pod.inspect()["vmpod"];
+    let sums = ["supervisorPid", "vmmPid"].map(|name| own_memory(ids[name].as_u64().expect(name)));
+    let share: u64 = sums.iter().map(|(share, _)| share).sum();
+    let anonymous: u64 = sums.iter().map(|(_, anonymous)| anonymous).sum();
+    assert!(anonymous > 0, "nothing was read: {sums:?}");
+    assert!(anonymous < 3 * 1024, "KiB (all, anonymous): {sums:?}");
+    // Programs that are not optimised are several times as large.
+    if std::env::var_os("VMPOD_DEBUG_BUNDLE").is_none() {
+        assert!(share < 10 * 1024, "KiB (all, anonymous): {sums:?}");
+    }
 }
 
 #[test]

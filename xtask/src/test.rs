@@ -174,7 +174,10 @@ fn end_to_end_tests(debug: bool, filter: Option<&str>, tally: &mut Tally) -> Res
         arguments.extend(["--ignored", "--test-threads=1"].map(str::to_owned));
         arguments.extend(filter.map(str::to_owned));
         let binary = place.join("bin/vmpod").to_string_lossy().into_owned();
-        let environment = vec![("VMPOD_BIN".to_owned(), binary)];
+        let mut environment = vec![("VMPOD_BIN".to_owned(), binary)];
+        if debug {
+            environment.push(("VMPOD_DEBUG_BUNDLE".to_owned(), "1".to_owned()));
+        }
         let invocation = program.invocation(arguments, environment);
         let status = counted(tally, |lines| host.run(&invocation, Some(lines)))?;
         broken.extend(status.map(|status| format!("{} ({status})", program.title())));

@@ -8,6 +8,7 @@ mod netlink;
 mod network;
 mod pause;
 mod random;
+mod readahead;
 
 pub use random::add_entropy;
 
@@ -111,7 +112,8 @@ impl Sandbox {
         )
         .at(step)?;
         self.remember(&share.guest_path);
-        Ok(())
+        readahead::extend(&share.guest_path)
+            .at(|| format!("have more of share {:?} read ahead", share.tag))
     }
 
     fn mount_memory(&self, volume: &MemoryVolume) -> Result<(), StepError> {
