@@ -27,9 +27,11 @@ fn device(path: &str) -> io::Result<(u32, u32)> {
     let path = CString::new(path)?;
     // SAFETY: a structure of numbers, of which zero is one.
     let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    // The C library's function is a weak symbol for Rust's library, and absent from a static program.
     // SAFETY: the path ends in NUL, and both outlive the call.
     let result = unsafe {
-        libc::statx(
+        libc::syscall(
+            libc::SYS_statx,
             libc::AT_FDCWD,
             path.as_ptr(),
             libc::AT_STATX_DONT_SYNC,

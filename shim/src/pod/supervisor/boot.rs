@@ -381,6 +381,14 @@ fn own_by_vmm(path: &Path, id: &str) -> std::io::Result<()> {
     std::os::unix::fs::lchown(path, Some(user), Some(user))
 }
 
+/// Whether a kernel's line is part of a call trace without names, which the guest's kernel does not carry: after a panic
+/// they are most of what there is, and its reason stands before them.
+fn is_bare_trace(line: &str) -> bool {
+    let message = line.split_once("] ").map_or(line, |(_, message)| message);
+    let message = message.trim_start().trim_start_matches("? ");
+    message.starts_with("0xffffffff") || matches!(message, "Call Trace:" | "<TASK>" | "</TASK>")
+}
+
 /// The last lines of the console at `path` with a heading; empty when there are none.
 pub(super) fn console_tail(path: &Path) -> String {
     let read = || -> std::io::Result<Vec<u8>> {
@@ -397,7 +405,10 @@ pub(super) fn console_tail(path: &Path) -> String {
     };
     let bytes = read().unwrap_or_default();
     let text = bounded(&String::from_utf8_lossy(&bytes).replace('\r', ""));
-    let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.is_empty() && !is_bare_trace(line))
+        .collect();
     let tail = &lines[lines.len().saturating_sub(TAIL_LINES)..];
     if tail.is_empty() {
         String::new()
@@ -430,5 +441,24 @@ mod tests {
         let tail = console_tail(&path);
         assert!(tail.ends_with("line 99\u{fffd}[0m"), "{tail}");
         assert_eq!(tail.lines().count(), TAIL_LINES + 1);
+    }
+
+    #[test]
+    fn console_tail_of_a_panic_is_its_words_without_addresses() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console.log");
+        let mut text = String::from(
+            "[    2.18] Kernel panic - not syncing: why\n[    2.22] Call Trace:\n[    2.22]  <TASK>\n",
+        );
+        for _ in 0..100 {
+            text.push_str("[    2.23]  ? 0xffffffff8104e60b\n[    2.23]  0xffffffff8104e60b\n");
+        }
+        text.push_str("[    2.26]  </TASK>\n[    2.27] Kernel Offset: disabled\n");
+        fs::write(&path, text).unwrap();
+        let tail = console_tail(&path);
+        assert!(
+            tail.ends_with("with:\n[    2.18] Kernel panic - not syncing: why\n[    2.27] Kernel Offset: disabled"),
+            "{tail}"
+        );
     }
 }
