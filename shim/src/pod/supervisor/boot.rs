@@ -43,7 +43,7 @@ const CONSOLE_BYTES: u64 = 256 * 1024;
 
 /// Lines and bytes of the console that go into a message.
 const TAIL_LINES: usize = 12;
-const TAIL_BYTES: u64 = 2048;
+const TAIL_BYTES: u64 = 8192;
 
 /// MAC address of the card of every machine: machines that go on from one template have the same. The agent gives it the
 /// pod's own before it is used.
@@ -404,16 +404,22 @@ pub(super) fn console_tail(path: &Path) -> String {
         Ok(bytes)
     };
     let bytes = read().unwrap_or_default();
-    let text = bounded(&String::from_utf8_lossy(&bytes).replace('\r', ""));
+    let text = String::from_utf8_lossy(&bytes).replace('\r', "");
+    // A line that begins before what was read says nothing.
+    let cut = usize::from(bytes.len() as u64 == TAIL_BYTES);
     let lines: Vec<&str> = text
         .lines()
+        .skip(cut)
         .filter(|line| !line.is_empty() && !is_bare_trace(line))
         .collect();
     let tail = &lines[lines.len().saturating_sub(TAIL_LINES)..];
     if tail.is_empty() {
         String::new()
     } else {
-        format!("; the guest's console ends with:\n{}", tail.join("\n"))
+        format!(
+            "; the guest's console ends with:\n{}",
+            bounded(&tail.join("\n"))
+        )
     }
 }
 
@@ -450,7 +456,7 @@ mod tests {
         let mut text = String::from(
             "[    2.18] Kernel panic - not syncing: why\n[    2.22] Call Trace:\n[    2.22]  <TASK>\n",
         );
-        for _ in 0..100 {
+        for _ in 0..TAIL_LINES {
             text.push_str("[    2.23]  ? 0xffffffff8104e60b\n[    2.23]  0xffffffff8104e60b\n");
         }
         text.push_str("[    2.26]  </TASK>\n[    2.27] Kernel Offset: disabled\n");
