@@ -50,12 +50,11 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     } else {
         host.visible(&args.file)?
     };
-    let mut arguments = vec![
-        place.join("bin/vmpod").to_string_lossy().into_owned(),
-        "run".to_owned(),
-        file.to_string_lossy().into_owned(),
-    ];
-    arguments.extend(args.arguments.iter().cloned());
+    let arguments = command_line(
+        &place.join("bin/vmpod").to_string_lossy(),
+        &file.to_string_lossy(),
+        &args.arguments,
+    );
     let directory = env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     let invocation = Invocation {
         arguments,
@@ -64,4 +63,34 @@ pub fn run(args: &RunArgs) -> Result<u8> {
         terminal: false,
     };
     host.run(&invocation, None)
+}
+
+/// What runs the pod. One in the foreground is removed when it has ended, so that the same command works again; one in the
+/// background stays for whoever asked for it.
+fn command_line(vmpod: &str, file: &str, further: &[String]) -> Vec<String> {
+    let mut arguments = vec![vmpod.to_owned(), "run".to_owned()];
+    let stays = |word: &String| matches!(word.as_str(), "-d" | "--detach" | "--rm");
+    if !further.iter().any(stays) {
+        arguments.push("--rm".to_owned());
+    }
+    arguments.push(file.to_owned());
+    arguments.extend(further.iter().cloned());
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_line_removes_a_pod_of_the_foreground_alone() {
+        let of = |further: &[&str]| {
+            let further: Vec<String> = further.iter().map(|&word| word.to_owned()).collect();
+            command_line("vmpod", "pod.yaml", &further).join(" ")
+        };
+        assert_eq!(of(&[]), "vmpod run --rm pod.yaml");
+        assert_eq!(of(&["--name", "x"]), "vmpod run --rm pod.yaml --name x");
+        assert_eq!(of(&["-d"]), "vmpod run pod.yaml -d");
+        assert_eq!(of(&["--rm"]), "vmpod run pod.yaml --rm");
+    }
 }
