@@ -53,13 +53,7 @@ fn cgroup_limits_are_those_of_the_manifest() {
 #[test]
 #[ignore = "starts virtual machines: run by cargo xtask test"]
 fn kernel_and_agent_of_an_idle_pod_stay_within_their_bounds() {
-    let pod = Pod::new(
-        "
-  terminationGracePeriodSeconds: 1
-  containers: [{name: c, image: busybox, command: [sleep, '1000'], resources: {limits: {memory: 64Mi}}}]",
-    );
-    pod.start();
-    pod.await_phase("Running");
+    let pod = Pod::idle();
     let info = pod.sh("c", "cat /proc/meminfo");
     let kib = |name: &str| -> u64 {
         info.lines()
@@ -68,18 +62,8 @@ fn kernel_and_agent_of_an_idle_pod_stay_within_their_bounds() {
             .and_then(|w| w.parse().ok())
             .expect("a number")
     };
-    // Each CPU keeps some free pages for itself, which MemAvailable does not count: how many changes all the time.
-    let zones = pod.sh("c", "cat /proc/zoneinfo");
-    let kept: u64 = zones
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("count:"))
-        .filter_map(|pages| pages.trim().parse::<u64>().ok())
-        .sum();
-    let used = (kib("MemTotal") - kib("MemAvailable") - 4 * kept) / 1024;
-    assert!(
-        used < 24,
-        "{used} MiB are used in the guest, {kept} free pages are the CPUs'\n{info}"
-    );
+    let used = (kib("MemTotal") - kib("MemAvailable")) / 1024;
+    assert!(used < 24, "{used} MiB are used in the guest\n{info}");
 }
 
 /// Sums of `/proc/PID/smaps` in KiB without guest memory, which is what is kept out of core dumps (flag `dd`): the
@@ -110,13 +94,7 @@ fn own_memory(pid: u64) -> (u64, u64) {
 #[test]
 #[ignore = "starts virtual machines: run by cargo xtask test"]
 fn processes_of_an_idle_pod_stay_within_their_bounds() {
-    let pod = Pod::new(
-        "
-  terminationGracePeriodSeconds: 1
-  containers: [{name: c, image: busybox, command: [sleep, '1000'], resources: {limits: {memory: 64Mi}}}]",
-    );
-    pod.start();
-    pod.await_phase("Running");
+    let pod = Pod::idle();
     let ids = &pod.inspect()["vmpod"];
     let sums = ["supervisorPid", "vmmPid"].map(|name| own_memory(ids[name].as_u64().expect(name)));
     let share: u64 = sums.iter().map(|(share, _)| share).sum();

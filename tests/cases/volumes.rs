@@ -367,13 +367,7 @@ fn inotify_in_the_guest_tells_what_the_host_changes() {
 #[test]
 #[ignore = "starts virtual machines: run by cargo xtask test"]
 fn files_of_the_host_are_read_ahead_in_large_requests() {
-    let pod = Pod::new(
-        "
-  terminationGracePeriodSeconds: 1
-  containers: [{name: c, image: busybox, command: [sleep, '1000'], resources: {limits: {memory: 64Mi}}}]",
-    );
-    pod.start();
-    pod.await_phase("Running");
+    let pod = Pod::idle();
     // One for all shares and what is mounted in them; block devices of the guest have another name.
     let found = pod.sh("c", "cat /sys/class/bdi/0:*/read_ahead_kb");
     assert!(found.lines().any(|line| line == "512"), "{found}");

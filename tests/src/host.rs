@@ -21,13 +21,8 @@ impl Footprint {
         for (pid, command) in processes_with("vmpod") {
             // The tests themselves carry the name as well.
             let program = command.split(' ').next().unwrap_or_default();
-            if program.ends_with("/vmpod")
-                || program.ends_with("/vmpod-vmm")
-                || program.ends_with("/vmpod-supervise")
-                || program == "vmpod"
-                || program == "vmpod-vmm"
-                || program == "vmpod-supervise"
-            {
+            let file = program.rsplit('/').next().unwrap_or_default();
+            if ["vmpod", "vmpod-vmm", "vmpod-supervise"].contains(&file) {
                 lines.insert(format!("process {pid}: {command}"));
             }
         }

@@ -37,6 +37,22 @@ impl Pod {
         Self::of_text(name, &format!("{header}{}\n", spec.trim_matches('\n')))
     }
 
+    /// A pod whose one container `c` sleeps, running.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn idle() -> Self {
+        let pod = Self::new(
+            "
+  terminationGracePeriodSeconds: 1
+  containers: [{name: c, image: busybox, command: [sleep, '1000'], resources: {limits: {memory: 64Mi}}}]",
+        );
+        pod.start();
+        pod.await_phase("Running");
+        pod
+    }
+
     /// A pod from a whole manifest whose `metadata.name` is `name`.
     ///
     /// # Panics

@@ -105,6 +105,12 @@ fn advise(
     Err(MemoryError::Advice { what, source })
 }
 
+/// Bytes of RAM.
+#[must_use]
+pub fn bytes(memory: &GuestMemoryMmap<()>) -> u64 {
+    memory.iter().map(GuestMemoryRegion::len).sum()
+}
+
 /// Lets the host use huge pages where the kernel puts what it allocates first: below `top`, the end of the RAM that is not
 /// taken by the initramfs, it lays out its page descriptors (64 bytes for each page of RAM) and its first tables, and
 /// touches all of it. One fault for 2 MiB then replaces 512, and no memory is resident that would not be anyway.
@@ -115,7 +121,6 @@ pub fn expect_early_allocations(
     memory: &GuestMemoryMmap<()>,
     top: GuestAddress,
 ) -> Result<(), MemoryError> {
-    let total: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
     let Some(region) = memory.find_region(top).or_else(|| memory.iter().last()) else {
         return Ok(());
     };
@@ -125,7 +130,7 @@ pub fn expect_early_allocations(
         .saturating_sub(start)
         .min(region.len())
         .next_multiple_of(PAGE);
-    let length = (total / PAGE_DESCRIPTOR_RATIO + EARLY_BYTES).min(end);
+    let length = (bytes(memory) / PAGE_DESCRIPTOR_RATIO + EARLY_BYTES).min(end);
     expect_use(
         memory,
         GuestAddress(start + ((end - length) & !(PAGE - 1))),

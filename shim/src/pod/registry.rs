@@ -532,7 +532,7 @@ mod tests {
             roots.network().join("leases/192.0.2.2"),
             roots.network().join("last-address"),
             roots.network().join("settings.json"),
-            roots.network().join("rules.nft"),
+            roots.network().join("rules"),
             held.paths.status(),
             held.paths.config(),
         ]

@@ -340,11 +340,14 @@ pub fn bounded(text: &str) -> String {
     out
 }
 
-#[cfg(test)]
-pub(crate) mod tests {
+/// A status for tests and fuzz targets.
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod example {
     use super::*;
 
-    pub(crate) fn running() -> PodStatus {
+    /// A pod whose containers `a` and `b` run.
+    #[must_use]
+    pub fn running() -> PodStatus {
         let container = |name: &str| ContainerStatus {
             name: name.into(),
             image: "i".into(),
@@ -380,6 +383,12 @@ pub(crate) mod tests {
             abandoned: false,
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::example::running;
+    use super::*;
 
     fn told(name: &str, code: u32) -> messages::ContainerStatus {
         messages::ContainerStatus {

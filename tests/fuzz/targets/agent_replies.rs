@@ -2,54 +2,15 @@
 
 #![no_main]
 
-use std::collections::BTreeMap;
-
 use libfuzzer_sys::fuzz_target;
 use protobuf::Message;
 use vmpod_agent_protocol::messages as m;
 use vmpod_agent_protocol::stream;
 use vmpod_fuzz::Feed;
-use vmpod_shim::pod::status::{self, ContainerState, ContainerStatus, Phase, PodStatus};
+use vmpod_shim::pod::status::{self, PodStatus};
 
 /// Bytes of the largest status that a pod of one container may come to on disk.
 const STATUS_BYTES: usize = 128 << 10;
-
-/// A pod of one container.
-fn running() -> PodStatus {
-    PodStatus {
-        id: "0123456789ab".into(),
-        name: "p".into(),
-        namespace: "default".into(),
-        phase: Phase::Running,
-        reason: String::new(),
-        message: String::new(),
-        pod_ip: String::new(),
-        created_at_ns: 1,
-        started_at_ns: 2,
-        finished_at_ns: 0,
-        exit_code: None,
-        init_containers: vec![],
-        containers: vec![ContainerStatus {
-            name: "a".into(),
-            image: "i".into(),
-            image_digest: String::new(),
-            state: ContainerState::Running,
-            reason: String::new(),
-            message: String::new(),
-            attempt: 0,
-            restart_count: 0,
-            started_at_ns: 5,
-            next_start_ns: 0,
-            exit: None,
-            last_exit: None,
-        }],
-        supervisor: None,
-        vmm: None,
-        boot_ns: 0,
-        guest: BTreeMap::new(),
-        abandoned: false,
-    }
-}
 
 fuzz_target!(|data: &[u8]| {
     let mut feed = Feed::new(data);
@@ -60,7 +21,8 @@ fuzz_target!(|data: &[u8]| {
             let Ok(told) = m::PodStatus::parse_from_bytes(bytes) else {
                 return;
             };
-            let mut pod = running();
+            let mut pod = status::example::running();
+            pod.containers.truncate(1);
             pod.update(&told);
             pod.update(&told);
             let written = serde_json::to_vec(&pod).expect("a status is JSON");

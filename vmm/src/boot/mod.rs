@@ -81,8 +81,8 @@ pub fn prepare(
             .unwrap_or(memory.last_addr()),
     };
     memory::expect_early_allocations(memory, top)?;
-    let bytes: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
-    let mut line = cmdline::compose(bytes >> 20, devices, &kernel.extra_cmdline)?.into_bytes();
+    let mib = memory::bytes(memory) >> 20;
+    let mut line = cmdline::compose(mib, devices, &kernel.extra_cmdline)?.into_bytes();
     line.push(0);
     memory
         .write_slice(&line, GuestAddress(layout::CMDLINE))

@@ -5,7 +5,7 @@
 
 use std::io;
 
-use super::user;
+use super::{check, user};
 
 /// What the file system device's workers need to serve any owner's files (capabilities(7)).
 pub const SERVE_FILES: [u32; 9] = [
@@ -41,14 +41,6 @@ struct Words {
     inheritable: u32,
 }
 
-fn check(result: i64) -> io::Result<()> {
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
 /// Sets permitted and effective capabilities of the calling thread; inheritable ones are cleared, and with them ambient
 /// ones.
 fn set(kept: &[u32]) -> io::Result<()> {
@@ -78,7 +70,7 @@ pub fn reduce(serves_files: bool, user: Option<u32>) -> io::Result<()> {
     let kept: &[u32] = if serves_files { &SERVE_FILES } else { &[] };
     // SAFETY: these calls have no memory arguments.
     unsafe {
-        check(libc::prctl(libc::PR_SET_SECUREBITS, SECURE_BITS, 0, 0, 0).into())?;
+        check(libc::prctl(libc::PR_SET_SECUREBITS, SECURE_BITS, 0, 0, 0))?;
         for cap in (0..CAPABILITIES).filter(|cap| !kept.contains(cap)) {
             let dropped = libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(cap), 0, 0, 0);
             if dropped != 0 {
@@ -91,7 +83,7 @@ pub fn reduce(serves_files: bool, user: Option<u32>) -> io::Result<()> {
             }
         }
         // Supplementary groups open doors as well.
-        check(libc::setgroups(0, std::ptr::null()).into())?;
+        check(libc::setgroups(0, std::ptr::null()))?;
     }
     if let Some(user) = user {
         user::take_on(user)?;

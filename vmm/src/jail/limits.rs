@@ -2,6 +2,8 @@
 
 use std::io;
 
+use super::check;
+
 /// Sets the bound of open files to `open_files` (as far as the parent allows), and that of core dumps to zero: a dump
 /// would hold what the guest keeps secret.
 ///
@@ -59,13 +61,5 @@ pub fn seal() -> io::Result<()> {
     unsafe {
         check(libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0))?;
         check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-    }
-}
-
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
     }
 }

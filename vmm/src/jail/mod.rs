@@ -47,6 +47,15 @@ fn process(what: &'static str) -> impl FnOnce(io::Error) -> JailError {
     move |source| JailError::Process { what, source }
 }
 
+/// What a system call says that returns 0 or -1.
+fn check(result: impl Into<i64>) -> io::Result<()> {
+    if result.into() == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// The filters, once the process is confined. Every thread reads them at its start.
 static FILTERS: OnceLock<Filters> = OnceLock::new();
 

@@ -5,13 +5,7 @@
 
 use std::io;
 
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
+use super::check;
 
 /// Makes `id` the user and group of the process while it has one thread. Capabilities stay as they are if
 /// SECBIT_NO_SETUID_FIXUP is set (capabilities(7)).

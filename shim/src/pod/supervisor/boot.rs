@@ -68,10 +68,7 @@ pub(super) async fn boot(
             .create(directory)
             .map_err(system("make the VMM's directories"))?;
     }
-    if pod.record.machine.jail {
-        own_by_vmm(&pod.paths.machine(), &pod.record.id)
-            .map_err(system("give the VMM its directory"))?;
-    }
+    give_to_vmm(pod, &pod.paths.machine()).map_err(system("give the VMM its directory"))?;
     let tap = prepared.network.as_mut().and_then(|n| n.tap.take());
     let config = machine(pod, prepared, tap.as_ref());
     config.validate()?;
@@ -186,11 +183,9 @@ async fn cold_boot(
     // The listener is there before the guest can connect.
     let ready = UnixListener::bind(pod.paths.vsock_listener(READY_PORT))
         .map_err(system("listen for the agent"))?;
-    if pod.record.machine.jail {
-        own_by_vmm(&pod.paths.vsock_listener(READY_PORT), &pod.record.id).map_err(system(
-            "let the VMM connect to the socket that waits for the agent",
-        ))?;
-    }
+    give_to_vmm(pod, &pod.paths.vsock_listener(READY_PORT)).map_err(system(
+        "let the VMM connect to the socket that waits for the agent",
+    ))?;
     let templates = Templates::of(&pod.roots);
     let mut saving = None;
     if let Some(shape) = shape {
@@ -376,8 +371,12 @@ fn vmm_user(id: &str) -> u32 {
     FIRST + number.unwrap_or(0)
 }
 
-fn own_by_vmm(path: &Path, id: &str) -> std::io::Result<()> {
-    let user = vmm_user(id);
+/// Makes the user of the pod's VMM the owner of `path`; a VMM that is not confined is root and needs no such thing.
+fn give_to_vmm(pod: &Pod, path: &Path) -> std::io::Result<()> {
+    if !pod.record.machine.jail {
+        return Ok(());
+    }
+    let user = vmm_user(&pod.record.id);
     std::os::unix::fs::lchown(path, Some(user), Some(user))
 }
 
