@@ -1,6 +1,7 @@
 //! A pod sandbox on the host: its directory and journal, its VMM process, its agent connection, its end.
 
 pub mod agent;
+pub mod boot;
 pub mod cgroup;
 pub mod clock;
 pub mod durable;

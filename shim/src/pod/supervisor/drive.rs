@@ -6,15 +6,19 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use vmpod_agent_protocol::messages as m;
+use vmpod_vmm_api::SenderConfig;
 
 use super::containers::Containers;
 use super::handover::{Report, Reporter};
 use super::setup::Prepared;
-use super::{Pod, StartError, boot};
+use super::{Pod, StartError, boot, requests};
+use crate::network::PodNetwork;
 use crate::pod::agent::{Agent, AgentError};
+use crate::pod::boot::{Boot, CARD_MAC, Card};
 use crate::pod::clock;
 use crate::pod::journal::chain;
 use crate::pod::record::VolumeSource;
+use crate::pod::status::bounded;
 use crate::pod::tree::disk_usage;
 use crate::pod::vmm::Vmm;
 
@@ -58,13 +62,13 @@ pub(super) async fn run(
     };
     let mut terminate = signal(SignalKind::terminate()).map_err(system)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system)?;
-    let booted = tokio::select! {
-        booted = boot::boot(pod, &mut prepared) => booted,
+    let started = tokio::select! {
+        started = start(pod, &mut prepared) => started,
         _ = terminate.recv() => Err(stopped_while_starting()),
         _ = interrupt.recv() => Err(stopped_while_starting()),
     };
-    let (mut vmm, agent) = match booted {
-        Ok(booted) => booted,
+    let (mut vmm, agent) = match started {
+        Ok(started) => started,
         Err(error) => {
             // The VMM was dropped, and with that killed.
             prepared.tree.unmount();
@@ -114,6 +118,60 @@ pub(super) async fn run(
     prepared.tree.unmount();
     drop(prepared.ports);
     Ok(())
+}
+
+/// Starts the machine and hands the pod to its agent.
+async fn start(pod: &mut Pod, prepared: &mut Prepared) -> Result<(Vmm, Agent), StartError> {
+    let sandbox = requests::sandbox(pod, prepared)?;
+    let (roots, paths) = (pod.roots.clone(), pod.paths.clone());
+    let (id, machine) = (pod.record.id.clone(), pod.record.machine.clone());
+    let boot = Boot {
+        roots: &roots,
+        paths: &paths,
+        id: &id,
+        machine: &machine,
+        cards: prepared
+            .network
+            .as_mut()
+            .and_then(card)
+            .into_iter()
+            .collect(),
+        cgroup: prepared.cgroup.take(),
+        journal: &mut prepared.journal,
+        sandbox,
+    };
+    let mut booted = boot.run(pod).await?;
+    pod.status.boot_ns = i64::try_from(booted.took.as_nanos()).unwrap_or(i64::MAX);
+    let agent = booted.agent;
+    boot::while_alive(&paths.console(), &mut booted.vmm, async {
+        agent
+            .start_pod(&requests::start_request(pod))
+            .await
+            .map_err(|e| (e, "start the pod in the guest"))
+    })
+    .await?;
+    let told = [
+        ("start", booted.how),
+        ("agent", bounded(&booted.answer.agent_version)),
+        ("kernel", bounded(&booted.answer.kernel_release)),
+    ];
+    for (what, value) in told {
+        pod.status.guest.insert(what.into(), value);
+    }
+    Ok((booted.vmm, agent))
+}
+
+/// The pod's card, once.
+fn card(network: &mut PodNetwork) -> Option<Card> {
+    Some(Card {
+        tap: network.tap.take()?,
+        mac: CARD_MAC.into(),
+        mtu: network.place.mtu,
+        sender: Some(SenderConfig {
+            mac: network.place.mac(),
+            ipv4: vec![network.place.address],
+        }),
+    })
 }
 
 fn stopped_while_starting() -> StartError {

@@ -11,7 +11,6 @@
     reason = "an error of a start is made once, and ends the process"
 )]
 
-mod boot;
 mod containers;
 mod drive;
 mod handover;
@@ -23,7 +22,7 @@ pub use handover::{Report, SuperviseStart, Supervisor, spawn};
 
 use std::time::Duration;
 
-use super::agent::AgentError;
+use super::boot::{self, BootError, Witness};
 use super::clock;
 use super::durable::{self, DurableError};
 use super::events::{EventLog, PodEvent};
@@ -34,7 +33,6 @@ use super::registry;
 use super::roots::{PodPaths, Roots};
 use super::status::PodStatus;
 use super::tree::TreeError;
-use super::vmm::{MachineEnd, VmmError};
 use crate::network::{NetworkError, PortConflict};
 use handover::Reporter;
 
@@ -59,39 +57,9 @@ pub enum StartError {
     /// Volumes and root file systems.
     #[error(transparent)]
     Tree(#[from] TreeError),
-    /// The machine's configuration.
+    /// The machine.
     #[error(transparent)]
-    Config(#[from] vmpod_vmm_api::ConfigError),
-    /// The VMM.
-    #[error(transparent)]
-    Vmm(#[from] VmmError),
-    /// The machine ended before the agent was there.
-    #[error("the machine ended before its agent was ready: {end}{console}")]
-    Died {
-        /// How.
-        end: MachineEnd,
-        /// Last lines of the guest's console, with a heading.
-        console: String,
-    },
-    /// The agent never came.
-    #[error("the agent was not ready {} s after the machine's start{console}", limit.as_secs())]
-    NotReady {
-        /// The bound.
-        limit: Duration,
-        /// Last lines of the guest's console, with a heading.
-        console: String,
-    },
-    /// The agent refused or went silent.
-    #[error("cannot {what}{console}")]
-    Agent {
-        /// Phase of the start.
-        what: &'static str,
-        /// Why.
-        #[source]
-        source: AgentError,
-        /// Last lines of the guest's console, with a heading.
-        console: String,
-    },
+    Boot(#[from] BootError),
     /// A system call.
     #[error("cannot {what}")]
     System {
@@ -137,6 +105,17 @@ impl Pod {
     /// The last lines of the guest's console with a heading, or nothing when it said nothing.
     fn console_tail(&self) -> String {
         boot::console_tail(&self.paths.console())
+    }
+}
+
+impl Witness for Pod {
+    fn vmm_started(&mut self, vmm: Option<ProcessIdentity>) {
+        self.status.vmm = vmm;
+        self.save();
+    }
+
+    fn event(&mut self, kind: &str, message: &str) {
+        Self::event(self, kind, "", message);
     }
 }
 

@@ -1,32 +1,27 @@
 //! What the agent is asked at the start of a pod, composed from the pod's record. Pure but for the random bytes.
 
-use std::io;
-
 use vmpod_agent_protocol::messages as m;
 use vmpod_agent_protocol::{GUEST_SHARED, SHARE_TAG};
 
 use super::Pod;
-use super::boot::CARD_MAC;
 use super::setup::Prepared;
 use crate::manifest::plan::RestartPolicy;
+use crate::pod::boot::{BootError, CARD_MAC, entropy};
 use crate::pod::guest_paths;
 use crate::pod::record::ContainerRecord;
 
 /// Name of the network interface in the pod.
 const INTERFACE: &str = "eth0";
 
-/// Random bytes for the guest's pool. The system gives so few at once without cutting them short (getrandom(2)).
-const ENTROPY_BYTES: usize = 64;
-
 /// What the agent makes the pod's surroundings from; the clock is set when it is sent.
 ///
 /// # Errors
 /// The host gives no random bytes.
-pub(super) fn sandbox(pod: &Pod, prepared: &Prepared) -> io::Result<m::ConfigureSandboxRequest> {
+pub(super) fn sandbox(
+    pod: &Pod,
+    prepared: &Prepared,
+) -> Result<m::ConfigureSandboxRequest, BootError> {
     let record = &pod.record;
-    // Machines that go on from one template would draw the same numbers without them.
-    let mut entropy = vec![0_u8; ENTROPY_BYTES];
-    rustix::rand::getrandom(&mut entropy[..], rustix::rand::GetRandomFlags::empty())?;
     Ok(m::ConfigureSandboxRequest {
         hostname: record.hostname.clone(),
         interfaces: prepared
@@ -76,7 +71,7 @@ pub(super) fn sandbox(pod: &Pod, prepared: &Prepared) -> io::Result<m::Configure
                 ..Default::default()
             })
             .collect(),
-        entropy,
+        entropy: entropy()?,
         ..Default::default()
     })
 }
