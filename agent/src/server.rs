@@ -14,7 +14,7 @@ use vmpod_agent_protocol::limits::{NAME_BYTES, OCI_SPEC_BYTES};
 use vmpod_agent_protocol::messages::{
     ConfigureSandboxRequest, CreateContainerRequest, CreateExecRequest, Empty, ExitStatus,
     HandshakeRequest, HandshakeResponse, ListProcessesResponse, NextEventsRequest,
-    NextEventsResponse, PodStatus, ProcessRef, ProcessStarted, ProvideRootfsRequest,
+    NextEventsResponse, PidNamespace, PodStatus, ProcessRef, ProcessStarted, ProvideRootfsRequest,
     ResizeTerminalRequest, ResumeRequest, SignalRequest, StartPodRequest, StatsRequest,
     StatsResponse, StopPodRequest, UpdateContainerRequest,
 };
@@ -178,6 +178,10 @@ impl Agent for AgentService {
             request.termination_message_path.len(),
             NAME_BYTES,
         )?;
+        let pids = request.pids.enum_value_or_default();
+        if pids == PidNamespace::PID_NAMESPACE_POD {
+            self.sandbox.share_pids().map_err(of_container)?;
+        }
         let pid = self
             .engine
             .create(CreateContainer {
@@ -187,6 +191,7 @@ impl Agent for AgentService {
                 stdio: request.stdio.unwrap_or_default(),
                 termination_message_path: request.termination_message_path,
                 label: None,
+                own_pids: pids == PidNamespace::PID_NAMESPACE_OWN,
             })
             .await
             .map_err(of_container)?;

@@ -2,6 +2,7 @@
 //!
 //! Used by the `vmpod` command line and by the containerd shim. Emulates no device; links neither the VMM nor the agent.
 
+pub mod containerd;
 pub mod diagnostics;
 pub mod host;
 pub mod images;

@@ -3,6 +3,7 @@
 //! ```text
 //! TARGET/bundle/bin/vmpod
 //! TARGET/bundle/bin/vmpod-supervise
+//! TARGET/bundle/bin/containerd-shim-vmpod-v2
 //! TARGET/bundle/bin/vmpod-vmm
 //! TARGET/bundle/lib/vmpod/vmlinux
 //! TARGET/bundle/lib/vmpod/initramfs.cpio
@@ -101,7 +102,7 @@ fn build_with(debug: bool, kernel: Option<PathBuf>) -> Result<Bundle> {
         debug,
         &target,
         "vmpod-shim",
-        &["vmpod", "vmpod-supervise"],
+        &["vmpod", "vmpod-supervise", "containerd-shim-vmpod-v2"],
         Care::Size,
     )?;
     let output = target.join(TARGET).join(profile);
@@ -117,6 +118,10 @@ fn build_with(debug: bool, kernel: Option<PathBuf>) -> Result<Bundle> {
     let parts = [
         (output.join("vmpod"), "bin/vmpod"),
         (output.join("vmpod-supervise"), "bin/vmpod-supervise"),
+        (
+            output.join("containerd-shim-vmpod-v2"),
+            "bin/containerd-shim-vmpod-v2",
+        ),
         (output.join("vmpod-vmm"), "bin/vmpod-vmm"),
         (kernel, "lib/vmpod/vmlinux"),
         (archive, "lib/vmpod/initramfs.cpio"),

@@ -81,6 +81,8 @@ pub struct CreateContainer {
     pub termination_message_path: String,
     /// Set in whole-pod mode: copied into the container's events.
     pub label: Option<PodLabel>,
+    /// A PID namespace of its own even where the pod has one.
+    pub own_pids: bool,
 }
 
 /// A further process in a container.

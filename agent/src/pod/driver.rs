@@ -370,6 +370,7 @@ impl<C: Containers> Task<C> {
                 container: plan.name.clone(),
                 attempt,
             }),
+            own_pids: false,
         };
         let life = Life {
             containers: self.containers.clone(),

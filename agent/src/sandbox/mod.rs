@@ -36,6 +36,8 @@ const NOTHING: Option<&str> = None;
 pub struct Sandbox {
     engine: Engine,
     configured: AtomicBool,
+    // Held while the pod's pause process is made, so that there is one; never held across an await.
+    shares_pids: Mutex<bool>,
     // Written by the configuration, read by the shutdown; never held across an await.
     mounted: Mutex<Vec<String>>,
 }
@@ -50,6 +52,7 @@ impl Sandbox {
         Sandbox {
             engine,
             configured: AtomicBool::new(false),
+            shares_pids: Mutex::new(false),
             mounted: Mutex::default(),
         }
     }
@@ -85,13 +88,27 @@ impl Sandbox {
             self.mount_memory(volume).map_err(failed)?;
         }
         if request.share_process_namespace {
-            let reaper = self.engine.reaper();
-            let (pause, _exit) = reaper
-                .watch(|| pause::start(self.engine.mount_point()))
-                .at(|| "start the pod's pause process")
-                .map_err(failed)?;
-            self.engine.share_pids(pause.pidfd);
+            self.share_pids()?;
         }
+        Ok(())
+    }
+
+    /// Has the pod a PID namespace that containers share, unless it has one.
+    pub fn share_pids(&self) -> Result<(), ContainerError> {
+        let mut shares = self
+            .shares_pids
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if *shares {
+            return Ok(());
+        }
+        let reaper = self.engine.reaper();
+        let (pause, _exit) = reaper
+            .watch(|| pause::start(self.engine.mount_point()))
+            .at(|| "start the pod's pause process")
+            .map_err(|StepError(text)| ContainerError::Internal(text))?;
+        self.engine.share_pids(pause.pidfd);
+        *shares = true;
         Ok(())
     }
 

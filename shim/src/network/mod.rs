@@ -5,10 +5,14 @@
 //! the VMM inherits: it goes with the VMM.
 
 mod host_ports;
+pub mod inherited;
 mod leases;
 mod links;
+mod localhost;
+mod namespace;
 mod netlink;
 mod nftables;
+mod redirect;
 mod subnet;
 mod tap;
 

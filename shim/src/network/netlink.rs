@@ -15,8 +15,11 @@ const ATTRIBUTE_BYTES: usize = 4;
 
 /// Types and flags of messages (linux/netlink.h).
 const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 0x001;
 pub(super) const NLM_F_ACK: u16 = 0x004;
+/// All there is, instead of one.
+pub(super) const NLM_F_DUMP: u16 = 0x300;
 pub(super) const NLM_F_EXCL: u16 = 0x200;
 pub(super) const NLM_F_CREATE: u16 = 0x400;
 pub(super) const NLM_F_APPEND: u16 = 0x800;
@@ -222,6 +225,12 @@ pub(super) fn exchange(family: Family, messages: &[Message]) -> Result<Vec<Vec<u
         while let Some((answer, further)) = split(rest) {
             rest = further;
             let index = answer.sequence as usize;
+            if answer.kind == NLMSG_DONE {
+                if let Some(place) = answered.get_mut(index) {
+                    *place = true;
+                }
+                continue;
+            }
             if answer.kind != NLMSG_ERROR {
                 said.push(answer.body.to_vec());
                 // Who asks for something is answered with it alone.
@@ -306,19 +315,28 @@ fn split(bytes: &[u8]) -> Option<(Answer<'_>, &[u8])> {
 fn verdict(body: &[u8]) -> (i32, String) {
     let code = number(body, 0).map_or(-libc::EBADMSG, i32::from_ne_bytes);
     // The number is followed by the header of the request.
-    let mut rest = body.get(4 + HEADER_BYTES..).unwrap_or_default();
+    let words = attributes(body, 4 + HEADER_BYTES)
+        .into_iter()
+        .find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG)
+        .map(|(_, words)| String::from_utf8_lossy(words));
+    let words = words.unwrap_or_default();
+    (code, words.trim_end_matches('\0').to_owned())
+}
+
+/// The attributes behind the first `head` bytes of a message: kinds and values. What does not fit ends the row.
+pub(super) fn attributes(body: &[u8], head: usize) -> Vec<(u16, &[u8])> {
+    let mut found = Vec::new();
+    let mut rest = body.get(head..).unwrap_or_default();
     while let (Some(length), Some(kind)) = (number(rest, 0), number(rest, 2)) {
         let length = usize::from(u16::from_ne_bytes(length));
         let Some(value) = rest.get(ATTRIBUTE_BYTES..length) else {
             break;
         };
-        if u16::from_ne_bytes(kind) == NLMSGERR_ATTR_MSG {
-            let words = String::from_utf8_lossy(value);
-            return (code, words.trim_end_matches('\0').to_owned());
-        }
+        // The two upper bits are flags.
+        found.push((u16::from_ne_bytes(kind) & 0x3fff, value));
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    (code, String::new())
+    found
 }
 
 /// `N` bytes of `bytes` from `at` on.

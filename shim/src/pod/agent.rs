@@ -156,6 +156,18 @@ impl Agent {
         stop_pod(StopPodRequest) -> Empty;
         /// The pod's status.
         get_pod_status(Empty) -> PodStatus;
+        /// Makes a container, waiting.
+        create_container(CreateContainerRequest) -> ProcessStarted;
+        /// Lets it go.
+        start_container(ProcessRef) -> Empty;
+        /// Removes a process that has ended or was never started.
+        delete_container(ProcessRef) -> ExitStatus;
+        /// Freezes a container.
+        pause_container(ProcessRef) -> Empty;
+        /// Thaws it.
+        resume_container(ProcessRef) -> Empty;
+        /// Changes a container's limits.
+        update_container(UpdateContainerRequest) -> Empty;
         /// Makes a further process, waiting.
         create_exec(CreateExecRequest) -> ProcessStarted;
         /// Lets it go.

@@ -105,7 +105,7 @@ pub enum BootError {
 }
 
 /// Who wants to hear how a start goes.
-pub trait Witness {
+pub trait Witness: Send {
     /// A VMM runs; its machine does not yet.
     fn vmm_started(&mut self, vmm: Option<ProcessIdentity>);
     /// Something happened: a word for it and the details.

@@ -43,3 +43,15 @@ pub fn hostname() -> String {
 pub fn resolv_conf() -> String {
     format!("{GUEST_SHARED}/etc/resolv.conf")
 }
+
+/// Root file system of a container that came by itself, not with a whole pod.
+#[must_use]
+pub fn member_rootfs(container: &str) -> String {
+    format!("{GUEST_SHARED}/containers/{container}/rootfs")
+}
+
+/// A file or directory of the host that such a container mounts, by number.
+#[must_use]
+pub fn member_mount(container: &str, number: usize) -> String {
+    format!("{GUEST_SHARED}/containers/{container}/mounts/{number}")
+}

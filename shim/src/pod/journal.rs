@@ -49,6 +49,13 @@ pub enum Entry {
         /// Id of the pod that has it; its host ports go with it.
         pod: String,
     },
+    /// Links of somebody else's network namespace that are joined to taps.
+    Redirect {
+        /// The namespace.
+        namespace: PathBuf,
+        /// Indices of the links.
+        links: Vec<u32>,
+    },
     /// A network interface by name.
     Interface {
         /// Name.
@@ -195,6 +202,7 @@ impl Entry {
                 address,
                 pod,
             } => network::release(network, *address, pod).map_err(|e| chain(&e)),
+            Self::Redirect { namespace, links } => network::inherited::part(namespace, links),
             Self::Interface { name } => network::remove_interface(name).map_err(|e| chain(&e)),
         }
     }

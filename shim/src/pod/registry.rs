@@ -116,8 +116,47 @@ pub fn reserve(
         running.iter().map(|pod| pod.reservation.requests),
     )?;
 
-    let id = new_id();
-    let paths = roots.pod(&id);
+    make(
+        roots,
+        Reservation {
+            id: new_id(),
+            name: wish.name.to_owned(),
+            namespace: wish.namespace.to_owned(),
+            requests: wish.requests,
+            host_ports: wish.host_ports.to_vec(),
+            created_at_ns: clock::now_ns(),
+        },
+    )
+}
+
+/// Takes in pod `id` of somebody who has admitted it already: a kubelet by way of containerd.
+///
+/// # Errors
+/// When it is there already or its directories cannot be made; nothing is left then.
+pub fn adopt(
+    roots: &Roots,
+    id: &str,
+    name: &str,
+    namespace: &str,
+) -> Result<ReservedPod, RegistryError> {
+    let ledger = roots.ledger_lock();
+    roots.create().map_err(RegistryError::Roots)?;
+    let _ledger = process::lock(&ledger).map_err(failing("lock", &ledger))?;
+    make(
+        roots,
+        Reservation {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            namespace: namespace.to_owned(),
+            requests: Resources::default(),
+            host_ports: Vec::new(),
+            created_at_ns: clock::now_ns(),
+        },
+    )
+}
+
+fn make(roots: &Roots, reservation: Reservation) -> Result<ReservedPod, RegistryError> {
+    let paths = roots.pod(&reservation.id);
     DirBuilder::new()
         .mode(0o700)
         .create(&paths.run)
@@ -125,14 +164,6 @@ pub fn reserve(
     let lock = process::try_lock(&paths.lock())
         .and_then(|lock| lock.ok_or_else(|| io::ErrorKind::WouldBlock.into()))
         .map_err(failing("lock", &paths.lock()))?;
-    let reservation = Reservation {
-        id,
-        name: wish.name.to_owned(),
-        namespace: wish.namespace.to_owned(),
-        requests: wish.requests,
-        host_ports: wish.host_ports.to_vec(),
-        created_at_ns: clock::now_ns(),
-    };
     let written = durable::write_json(&paths.reservation(), &reservation)
         .map_err(RegistryError::from)
         .and_then(|()| {

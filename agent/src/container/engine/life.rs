@@ -57,7 +57,7 @@ impl Inner {
                 )));
             }
             state.containers.insert(request.id.clone(), None);
-            state.pod_pids.clone()
+            state.pod_pids.clone().filter(|_| !request.own_pids)
         };
         let id = request.id.clone();
         let made = self.make(request, plan, pod_pids).await;

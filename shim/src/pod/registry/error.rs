@@ -32,6 +32,9 @@ pub enum RegistryError {
     /// A host port is taken.
     #[error(transparent)]
     Port(#[from] PortConflict),
+    /// The roots.
+    #[error(transparent)]
+    Roots(#[from] crate::pod::roots::RootsError),
     /// No such pod.
     #[error("there is no pod {selector:?}; `vmpod ps --all` lists them")]
     NotFound {

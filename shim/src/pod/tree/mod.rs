@@ -7,12 +7,16 @@
 //! where the host will later resolve a path.
 
 mod etc_files;
+mod members;
 mod overlay;
 mod removal;
+mod snapshot_mount;
 mod volumes;
 
 pub use etc_files::{HostsFile, hosts, resolv_conf};
+pub use members::{HostBind, RootSource, is_missing};
 pub use removal::remove_tree;
+pub use snapshot_mount::SnapshotMount;
 pub use volumes::{VolumeError, check_host_path, disk_usage, write_files};
 
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -111,14 +115,8 @@ impl SharedTree {
         record: &PodRecord,
         hosts: &HostsFile<'_>,
     ) -> Result<Self, TreeError> {
-        let skeleton = paths.run.join("skeleton");
-        let tree = Self {
-            paths: paths.clone(),
-            shared: paths.shared(),
-            skeleton: skeleton.clone(),
-        };
-        directory(&skeleton, 0o755)?;
-        directory(&tree.shared, 0o755)?;
+        let tree = Self::bare(paths)?;
+        let skeleton = tree.skeleton.clone();
         for part in ["containers", "volumes", "etc"] {
             directory(&skeleton.join(part), 0o755)?;
         }
@@ -130,16 +128,6 @@ impl SharedTree {
             format!("{}\n", record.hostname).as_bytes(),
         )?;
 
-        mount_bind(&skeleton, &tree.shared).map_err(failing("bind", &tree.shared))?;
-        // Shared, so that mounts made from now on reach the VMM's namespace.
-        mount_change(&tree.shared, MountPropagationFlags::SHARED)
-            .map_err(failing("share the mounts of", &tree.shared))?;
-        mount_remount(
-            &tree.shared,
-            MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV,
-            "",
-        )
-        .map_err(failing("write-protect", &tree.shared))?;
         // Containers may change their /etc/hosts, as they may under Kubernetes.
         tree.bind_writable("etc")?;
         for container in record.init_containers.iter().chain(&record.containers) {
@@ -160,6 +148,28 @@ impl SharedTree {
                 source,
             })?;
         }
+        Ok(tree)
+    }
+
+    /// Skeleton and shared directory with nothing in them.
+    fn bare(paths: &PodPaths) -> Result<Self, TreeError> {
+        let tree = Self {
+            paths: paths.clone(),
+            shared: paths.shared(),
+            skeleton: paths.run.join("skeleton"),
+        };
+        directory(&tree.skeleton, 0o755)?;
+        directory(&tree.shared, 0o755)?;
+        mount_bind(&tree.skeleton, &tree.shared).map_err(failing("bind", &tree.shared))?;
+        // Shared, so that mounts made from now on reach the VMM's namespace.
+        mount_change(&tree.shared, MountPropagationFlags::SHARED)
+            .map_err(failing("share the mounts of", &tree.shared))?;
+        mount_remount(
+            &tree.shared,
+            MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV,
+            "",
+        )
+        .map_err(failing("write-protect", &tree.shared))?;
         Ok(tree)
     }
 

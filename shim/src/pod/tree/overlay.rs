@@ -113,7 +113,10 @@ pub fn mount(layers: &[PathBuf], writable: &Path, target: &Path) -> Result<(), O
 }
 
 /// Sets the lower layers, top-most first.
-fn set_lower(context: rustix::fd::BorrowedFd<'_>, layers: &[PathBuf]) -> Result<(), Errno> {
+pub(super) fn set_lower(
+    context: rustix::fd::BorrowedFd<'_>,
+    layers: &[PathBuf],
+) -> Result<(), Errno> {
     for (number, layer) in layers.iter().enumerate() {
         match fsconfig_set_string(context, "lowerdir+", layer.as_path()) {
             Ok(()) => {}

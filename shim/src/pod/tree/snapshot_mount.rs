@@ -1,0 +1,156 @@
+//! A mount as a snapshotter describes it (containerd, api/types/mount.proto): type, source, options of mount(8). Made with
+//! the new mount interface (fsopen(2)), so that the number of an overlay's layers is not bound by the page that mount(2)
+//! takes.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fd::AsFd;
+use rustix::fs::CWD;
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
+    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_bind,
+    mount_bind_recursive, mount_remount, move_mount, unmount,
+};
+
+use super::overlay;
+
+/// A mount.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotMount {
+    /// File system type; `bind` for a directory of the host.
+    pub kind: String,
+    /// Device, directory or name.
+    pub source: PathBuf,
+    /// Options.
+    pub options: Vec<String>,
+}
+
+/// It cannot be made.
+#[derive(Debug)]
+pub struct SnapshotError {
+    pub(super) what: &'static str,
+    pub(super) path: PathBuf,
+    pub(super) source: io::Error,
+}
+
+/// Options about the mount rather than its file system, and what they set.
+fn attribute(option: &str) -> Option<MountAttrFlags> {
+    Some(match option {
+        "ro" => MountAttrFlags::MOUNT_ATTR_RDONLY,
+        "nosuid" => MountAttrFlags::MOUNT_ATTR_NOSUID,
+        "nodev" => MountAttrFlags::MOUNT_ATTR_NODEV,
+        "noexec" => MountAttrFlags::MOUNT_ATTR_NOEXEC,
+        "noatime" => MountAttrFlags::MOUNT_ATTR_NOATIME,
+        "nodiratime" => MountAttrFlags::MOUNT_ATTR_NODIRATIME,
+        "relatime" | "rw" | "suid" | "dev" | "exec" | "atime" | "rbind" | "bind" | "rprivate"
+        | "private" | "rslave" | "slave" | "rshared" | "shared" => MountAttrFlags::empty(),
+        _ => return None,
+    })
+}
+
+/// Makes `wanted` at `target`. Device files in it cannot be used on the host; in the guest they name the guest's devices.
+pub(super) fn mount(wanted: &SnapshotMount, target: &Path) -> Result<(), SnapshotError> {
+    let fail = |what| {
+        move |errno: Errno| SnapshotError {
+            what,
+            path: wanted.source.clone(),
+            source: errno.into(),
+        }
+    };
+    let has = |name: &str| wanted.options.iter().any(|option| option == name);
+    if wanted.kind == "bind" || has("bind") || has("rbind") {
+        let bound = if has("rbind") {
+            mount_bind_recursive(&wanted.source, target)
+        } else {
+            mount_bind(&wanted.source, target)
+        };
+        bound.map_err(fail("bind the root file system"))?;
+        if has("ro") {
+            let protected = mount_remount(target, MountFlags::BIND | MountFlags::RDONLY, "");
+            if let Err(errno) = protected {
+                let _ = unmount(target, UnmountFlags::DETACH);
+                return Err(fail("write-protect the root file system")(errno));
+            }
+        }
+        return Ok(());
+    }
+    let context = fsopen(wanted.kind.as_str(), FsOpenFlags::FSOPEN_CLOEXEC)
+        .map_err(fail("use the file system type of the root file system"))?;
+    let context = context.as_fd();
+    fsconfig_set_string(context, "source", wanted.source.as_path())
+        .map_err(fail("name the source of the root file system"))?;
+    let refused = fail("set an option of the root file system");
+    let mut attributes = MountAttrFlags::MOUNT_ATTR_NODEV;
+    for option in &wanted.options {
+        if let Some(flags) = attribute(option) {
+            attributes |= flags;
+            if option == "ro" && wanted.kind != "overlay" {
+                // A device that is read-only itself can only be mounted so.
+                fsconfig_set_flag(context, "ro").map_err(&refused)?;
+            }
+            continue;
+        }
+        let set = match option.split_once('=') {
+            Some(("lowerdir", layers)) if wanted.kind == "overlay" => {
+                overlay::set_lower(context, &split_layers(layers))
+            }
+            Some((name, value)) => fsconfig_set_string(context, name, value),
+            None => fsconfig_set_flag(context, option.as_str()),
+        };
+        set.map_err(|errno| SnapshotError {
+            what: "set an option of the root file system,",
+            path: PathBuf::from(option),
+            source: errno.into(),
+        })?;
+    }
+    fsconfig_create(context).map_err(fail("make the root file system"))?;
+    let mounted = fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        .map_err(fail("mount the root file system"))?;
+    move_mount(
+        mounted.as_fd(),
+        "",
+        CWD,
+        target,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+    .map_err(fail("place the root file system"))
+}
+
+/// Directories of a `lowerdir` option: separated by colons, which stand for themselves after a backslash.
+fn split_layers(text: &str) -> Vec<PathBuf> {
+    let mut layers = Vec::new();
+    let mut layer = String::new();
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '\\' => layer.extend(characters.next()),
+            ':' => layers.push(PathBuf::from(std::mem::take(&mut layer))),
+            other => layer.push(other),
+        }
+    }
+    layers.push(layer.into());
+    layers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_split_at_colons_that_stand_alone() {
+        assert_eq!(
+            split_layers(r"/a:/b\:c:/d"),
+            [Path::new("/a"), Path::new("/b:c"), Path::new("/d")]
+        );
+    }
+
+    #[test]
+    fn options_of_the_mount_are_told_from_those_of_the_file_system() {
+        assert_eq!(attribute("ro"), Some(MountAttrFlags::MOUNT_ATTR_RDONLY));
+        assert_eq!(attribute("rw"), Some(MountAttrFlags::empty()));
+        assert_eq!(attribute("index=off"), None);
+        assert_eq!(attribute("volatile"), None);
+    }
+}
