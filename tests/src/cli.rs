@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,12 @@ pub struct Outcome {
 pub fn vmpod<S: AsRef<OsStr>>(words: impl IntoIterator<Item = S>) -> Vmpod {
     let binary = std::env::var_os("VMPOD_BIN")
         .expect("VMPOD_BIN names the binary under test: run cargo xtask test");
-    let mut command = Command::new(PathBuf::from(binary));
+    program(&PathBuf::from(binary), words)
+}
+
+/// Another program with these words, run the same way.
+pub fn program<S: AsRef<OsStr>>(path: &Path, words: impl IntoIterator<Item = S>) -> Vmpod {
+    let mut command = Command::new(path);
     command.args(words);
     Vmpod {
         command,

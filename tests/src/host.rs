@@ -22,7 +22,14 @@ impl Footprint {
             // The tests themselves carry the name as well.
             let program = command.split(' ').next().unwrap_or_default();
             let file = program.rsplit('/').next().unwrap_or_default();
-            if ["vmpod", "vmpod-vmm", "vmpod-supervise", "containerd-shim-vmpod-v2"].contains(&file) {
+            if [
+                "vmpod",
+                "vmpod-vmm",
+                "vmpod-supervise",
+                "containerd-shim-vmpod-v2",
+            ]
+            .contains(&file)
+            {
                 lines.insert(format!("process {pid}: {command}"));
             }
         }

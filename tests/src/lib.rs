@@ -4,12 +4,17 @@
 //! with that reason and `cargo xtask test` runs them where KVM is real. Nothing here links vmpod's own crates.
 
 mod cli;
+mod containerd;
+mod cri;
 mod host;
 mod http;
 mod pod;
 mod registry;
+mod streaming;
 
-pub use cli::{Outcome, Vmpod, vmpod};
+pub use cli::{Outcome, Vmpod, program, vmpod};
+pub use containerd::{Containerd, containerd};
+pub use cri::{Attached, Container, Cri, Sandbox, cri, on_both};
 pub use host::{Footprint, processes_with};
 pub use http::get;
 pub use pod::Pod;

@@ -21,6 +21,23 @@ impl SmallImage {
     /// When tar or busybox is missing.
     #[must_use]
     pub fn make() -> Self {
+        Self::with(&json!({"Cmd": ["/bin/sh", "-c", "read line < /name; echo image $line"]}))
+    }
+
+    /// Makes one that only waits, as sandbox images do.
+    ///
+    /// # Panics
+    /// When tar or busybox is missing.
+    #[must_use]
+    pub fn pause() -> Self {
+        Self::with(&json!({
+            "Entrypoint": ["/bin/busybox", "sleep", "1000000000"],
+            // With a configuration of its own it is no other image's namesake.
+            "Env": ["PAUSE=yes"],
+        }))
+    }
+
+    fn with(config: &Value) -> Self {
         let directory = tempfile::tempdir().expect("make a directory for the image");
         let path = directory.path();
         shell(
@@ -32,7 +49,7 @@ impl SmallImage {
         let config = json!({
             "architecture": "amd64",
             "os": "linux",
-            "config": {"Cmd": ["/bin/sh", "-c", "read line < /name; echo image $line"]},
+            "config": config,
             "rootfs": {"type": "layers", "diff_ids": [image.digest("layer.tar")]},
         });
         image.write("config.json", &config);

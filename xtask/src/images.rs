@@ -100,6 +100,18 @@ pub fn archive(name: &str) -> Result<PathBuf> {
     Ok(archive.path)
 }
 
+/// The paths of all archives, brought up to date.
+///
+/// # Errors
+/// As [`archive`].
+pub fn archives() -> Result<Vec<String>> {
+    let made = make(&all())?;
+    Ok(made
+        .iter()
+        .map(|archive| archive.path.to_string_lossy().into_owned())
+        .collect())
+}
+
 /// Every image that is made here.
 #[must_use]
 pub fn all() -> Vec<&'static str> {

@@ -164,6 +164,8 @@ fn end_to_end_tests(debug: bool, filter: Option<&str>, tally: &mut Tally) -> Res
     let host = Host::ready()?;
     let place = host.place_bundle(&bundle)?;
     images::ensure(&images::all(), &host, &place, images::Refresh::Changed)?;
+    // For others than vmpod that want the images too.
+    let archives = images::archives()?.join(":");
     let mut broken = Vec::new();
     for program in &programs {
         if !program.has_ignored_tests(filter)? {
@@ -174,7 +176,10 @@ fn end_to_end_tests(debug: bool, filter: Option<&str>, tally: &mut Tally) -> Res
         arguments.extend(["--ignored", "--test-threads=1"].map(str::to_owned));
         arguments.extend(filter.map(str::to_owned));
         let binary = place.join("bin/vmpod").to_string_lossy().into_owned();
-        let mut environment = vec![("VMPOD_BIN".to_owned(), binary)];
+        let mut environment = vec![
+            ("VMPOD_BIN".to_owned(), binary),
+            ("VMPOD_IMAGES".to_owned(), archives.clone()),
+        ];
         if debug {
             environment.push(("VMPOD_DEBUG_BUNDLE".to_owned(), "1".to_owned()));
         }

@@ -22,8 +22,17 @@ pub const EMULATOR: &[&str] = &["qemu-system-x86"];
 pub const IMAGES: &[&str] = &["mmdebstrap", "zstd"];
 
 /// What the tests need beside that: an independent reader of the archives that are written here,
-/// and a registry to pull from, with a certificate.
-pub const TEST: &[&str] = &["cpio", "docker-registry", "openssl"];
+/// a registry to pull from, with a certificate, and a containerd with its usual runtime and network plugins; the client
+/// of its CRI is generated.
+pub const TEST: &[&str] = &[
+    "containerd",
+    "containernetworking-plugins",
+    "cpio",
+    "docker-registry",
+    "openssl",
+    "protobuf-compiler",
+    "runc",
+];
 
 /// What the bench compares pods with.
 pub const BENCH: &[&str] = &["runc"];

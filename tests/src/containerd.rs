@@ -1,0 +1,217 @@
+//! A real containerd of the tests' own: its configuration, its process, its `ctr`. One for all cases of a test program.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use crate::{LIMIT, SmallImage, Vmpod, eventually, program};
+
+/// On a file system that snapshots can lie on.
+const ROOT: &str = "/var/lib/vmpod/test-containerd";
+
+/// What does not outlive a boot.
+const STATE: &str = "/run/vmpod-test-containerd";
+
+/// Name of the image that sandboxes run under runtimes that need one.
+const PAUSE: &str = "vmpod.test/pause:1";
+
+const SUBNETS: &str = r#"[[{"subnet": "10.77.0.0/24"}], [{"subnet": "fd77::/64"}]]"#;
+
+/// The running containerd.
+#[derive(Debug)]
+pub struct Containerd {
+    process: Mutex<Option<Child>>,
+    state: PathBuf,
+}
+
+/// The containerd of this test program, started with the first use.
+///
+/// # Panics
+/// When it does not come.
+pub fn containerd() -> &'static Containerd {
+    static ONE: OnceLock<Containerd> = OnceLock::new();
+    ONE.get_or_init(Containerd::start)
+}
+
+fn write(path: &Path, text: &str) {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).expect("make a directory");
+    }
+    fs::write(path, text).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
+}
+
+impl Containerd {
+    fn start() -> Self {
+        let state = PathBuf::from(STATE);
+        stop_former(&state);
+        let _ = fs::remove_dir_all(ROOT);
+        let containerd = Self {
+            process: Mutex::new(None),
+            state,
+        };
+        write(&containerd.state.join("config.toml"), &containerd.config());
+        write(
+            &containerd.state.join("cni/10-test.conflist"),
+            &format!(
+                r#"{{"cniVersion": "0.4.0", "name": "test", "plugins": [
+  {{"type": "bridge", "bridge": "cni-test0", "isGateway": true, "ipMasq": true, "mtu": 1420,
+   "ipam": {{"type": "host-local", "dataDir": "{STATE}/ipam", "ranges": {SUBNETS},
+    "routes": [{{"dst": "0.0.0.0/0"}}, {{"dst": "::/0"}}]}}}},
+  {{"type": "portmap", "capabilities": {{"portMappings": true}}}}]}}"#
+            ),
+        );
+        containerd.launch();
+        containerd.image("busybox");
+        let pause = SmallImage::pause();
+        containerd.import(&pause.archive(PAUSE));
+        containerd
+    }
+
+    fn config(&self) -> String {
+        format!(
+            r#"version = 2
+root = "{ROOT}"
+state = "{STATE}/state"
+[grpc]
+  address = "{socket}"
+[debug]
+  level = "debug"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{PAUSE}"
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = "{STATE}/cni"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    pod_annotations = ["test.*"]
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.vmpod]
+    runtime_type = "io.containerd.vmpod.v2"
+    pod_annotations = ["test.*"]
+    privileged_without_host_devices = false
+"#,
+            socket = self.socket().display()
+        )
+    }
+
+    /// Its socket, which the CRI is on as well.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.state.join("containerd.sock")
+    }
+
+    /// Its log.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let bytes = fs::read(self.state.join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<Child>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn launch(&self) {
+        let binary = PathBuf::from(
+            std::env::var_os("VMPOD_BIN").expect("VMPOD_BIN is set by cargo xtask test"),
+        );
+        let beside = binary.parent().expect("a directory").display().to_string();
+        let path = std::env::var("PATH").unwrap_or_default();
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.state.join("log"))
+            .expect("open containerd's log");
+        let child = Command::new("containerd")
+            .arg("--config")
+            .arg(self.state.join("config.toml"))
+            // Shims are found in the path.
+            .env("PATH", format!("{beside}:{path}"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("copy a descriptor"))
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .expect("run containerd, which cargo xtask test installs");
+        write(&self.state.join("pid"), &child.id().to_string());
+        *self.process() = Some(child);
+        eventually("an answer of containerd", || {
+            let asked = self.ctr(["plugins", "ls"]).run();
+            (asked.code == 0 && asked.out.contains("cri")).then_some(())
+        });
+    }
+
+    /// Kills it, and starts it again.
+    ///
+    /// # Panics
+    /// When it does not come.
+    pub fn restart(&self) {
+        self.kill();
+        self.launch();
+    }
+
+    /// Kills it.
+    pub fn kill(&self) {
+        if let Some(mut child) = self.process().take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Starts it again after [`Self::kill`].
+    ///
+    /// # Panics
+    /// When it does not come.
+    pub fn revive(&self) {
+        self.launch();
+    }
+
+    fn import(&self, archive: &Path) {
+        // Unpacked when a container wants it.
+        self.ctr(["-n", "k8s.io", "image", "import", "--no-unpack"])
+            .arg(archive)
+            .within(4 * LIMIT)
+            .ok();
+    }
+
+    /// Brings an image of `cargo xtask images`, whose archive's name begins with `name`, to containerd. Returns its name.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn image(&self, name: &str) -> String {
+        let listed =
+            std::env::var("VMPOD_IMAGES").expect("VMPOD_IMAGES is set by cargo xtask test");
+        let archive = listed
+            .split(':')
+            .map(PathBuf::from)
+            .find(|path| {
+                let file = path.file_name().unwrap_or_default().to_string_lossy();
+                file.strip_prefix(name)
+                    .is_some_and(|rest| rest.starts_with('.'))
+            })
+            .unwrap_or_else(|| panic!("no archive of {name} among {listed}"));
+        self.import(&archive);
+        format!("docker.io/library/{name}:latest")
+    }
+
+    /// `ctr` with these words.
+    #[must_use]
+    pub fn ctr<'a>(&self, words: impl IntoIterator<Item = &'a str>) -> Vmpod {
+        program(Path::new("ctr"), ["--address"])
+            .arg(self.socket())
+            .args(words)
+    }
+}
+
+/// Kills the containerd of a test program that ended without doing so.
+fn stop_former(state: &Path) {
+    let pid = fs::read_to_string(state.join("pid")).unwrap_or_default();
+    let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    if command.starts_with("containerd") {
+        let _ = Command::new("kill").args(["-9", &pid]).status();
+    }
+    let _ = fs::remove_dir_all(state);
+}

@@ -1,0 +1,562 @@
+//! A client of the CRI, generated from its published definition: pods and containers as a kubelet makes them.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use k8s_cri::v1;
+use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Response, Status};
+
+use crate::{LIMIT, containerd, eventually, streaming};
+
+pub use streaming::Attached;
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// The CRI of the tests' containerd.
+#[derive(Debug)]
+pub struct Cri {
+    runtime: Runtime,
+    client: RuntimeServiceClient<Channel>,
+}
+
+/// The client of this test program.
+///
+/// # Panics
+/// When containerd does not come.
+pub fn cri() -> &'static Cri {
+    static ONE: OnceLock<Cri> = OnceLock::new();
+    ONE.get_or_init(|| {
+        let socket = containerd().socket();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("start an event loop");
+        let channel = runtime.block_on(async move {
+            Endpoint::from_static("http://containerd").connect_with_connector_lazy(
+                tower::service_fn(move |_: Uri| connect(socket.clone())),
+            )
+        });
+        Cri {
+            runtime,
+            client: RuntimeServiceClient::new(channel),
+        }
+    })
+}
+
+async fn connect(socket: PathBuf) -> std::io::Result<TokioIo<UnixStream>> {
+    Ok(TokioIo::new(UnixStream::connect(socket).await?))
+}
+
+impl Cri {
+    /// Makes a call, within [`LIMIT`].
+    ///
+    /// # Errors
+    /// containerd's answer.
+    ///
+    /// # Panics
+    /// When there is none in time.
+    pub fn call<T, F>(
+        &self,
+        work: impl FnOnce(RuntimeServiceClient<Channel>) -> F,
+    ) -> Result<T, Status>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let call = work(self.client.clone());
+        self.runtime
+            .block_on(async { tokio::time::timeout(LIMIT, call).await })
+            .expect("an answer of the CRI in time")
+            .map(Response::into_inner)
+    }
+}
+
+/// Does the same under runc and under vmpod.
+pub fn on_both(test: impl Fn(&str)) {
+    for handler in ["runc", "vmpod"] {
+        eprintln!("-- under {handler}");
+        test(handler);
+    }
+}
+
+/// A pod sandbox, removed when it is dropped.
+#[derive(Debug)]
+pub struct Sandbox {
+    /// Its id.
+    pub id: String,
+    /// Its configuration.
+    pub config: v1::PodSandboxConfig,
+    logs: tempfile::TempDir,
+}
+
+/// A configuration of a pod with a name of its own.
+fn sandbox_config(logs: &tempfile::TempDir) -> v1::PodSandboxConfig {
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let name = format!("t{}-{number}", std::process::id());
+    v1::PodSandboxConfig {
+        metadata: Some(v1::PodSandboxMetadata {
+            uid: format!("uid-{name}"),
+            name: name.clone(),
+            namespace: "test".into(),
+            attempt: 0,
+        }),
+        hostname: name,
+        log_directory: logs.path().to_string_lossy().into_owned(),
+        dns_config: Some(v1::DnsConfig {
+            servers: vec!["10.9.8.7".into()],
+            searches: vec!["test.local".into()],
+            options: vec![],
+        }),
+        linux: Some(v1::LinuxPodSandboxConfig {
+            cgroup_parent: "/vmpod-test".into(),
+            security_context: Some(v1::LinuxSandboxSecurityContext {
+                namespace_options: Some(v1::NamespaceOption {
+                    // CONTAINER
+                    pid: v1::NamespaceMode::Container.into(),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+impl Sandbox {
+    /// Runs a pod under `handler`, whose configuration `change` may change.
+    ///
+    /// # Errors
+    /// What the CRI says.
+    ///
+    /// # Panics
+    /// When there is no answer in time.
+    pub fn try_run(
+        handler: &str,
+        change: impl FnOnce(&mut v1::PodSandboxConfig),
+    ) -> Result<Self, Status> {
+        let logs = tempfile::tempdir().expect("make a directory for logs");
+        let mut config = sandbox_config(&logs);
+        change(&mut config);
+        let request = v1::RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: handler.to_owned(),
+        };
+        let answer =
+            cri().call(|mut client| async move { client.run_pod_sandbox(request).await })?;
+        Ok(Self {
+            id: answer.pod_sandbox_id,
+            config,
+            logs,
+        })
+    }
+
+    /// Runs a pod under `handler`.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn run(handler: &str) -> Self {
+        Self::run_with(handler, |_| {})
+    }
+
+    /// Runs a pod under `handler`, whose configuration `change` changes.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn run_with(handler: &str, change: impl FnOnce(&mut v1::PodSandboxConfig)) -> Self {
+        Self::try_run(handler, change)
+            .unwrap_or_else(|status| panic!("run a pod under {handler}: {}", status.message()))
+    }
+
+    /// Its status.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn status(&self) -> v1::PodSandboxStatus {
+        let request = v1::PodSandboxStatusRequest {
+            pod_sandbox_id: self.id.clone(),
+            verbose: false,
+        };
+        cri()
+            .call(|mut client| async move { client.pod_sandbox_status(request).await })
+            .expect("the status of a sandbox")
+            .status
+            .expect("a status")
+    }
+
+    /// Its IPv4 address.
+    ///
+    /// # Panics
+    /// When it has none.
+    #[must_use]
+    pub fn address(&self) -> String {
+        self.status().network.expect("a network").ip
+    }
+
+    /// Makes and starts a container of busybox that executes `line` in a shell.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn shell(&self, line: &str) -> Container<'_> {
+        self.start(|config| config.command = ["sh", "-c", line].map(str::to_owned).to_vec())
+    }
+
+    /// Makes and starts a container of busybox, whose configuration `change` changes.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start(&self, change: impl FnOnce(&mut v1::ContainerConfig)) -> Container<'_> {
+        let made = self
+            .create(change)
+            .unwrap_or_else(|status| panic!("create a container: {}", status.message()));
+        made.start()
+            .unwrap_or_else(|status| panic!("start a container: {}", status.message()));
+        made
+    }
+
+    /// Makes a container of busybox, whose configuration `change` changes.
+    ///
+    /// # Errors
+    /// What the CRI says.
+    pub fn create(
+        &self,
+        change: impl FnOnce(&mut v1::ContainerConfig),
+    ) -> Result<Container<'_>, Status> {
+        let name = format!("c{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let mut config = v1::ContainerConfig {
+            metadata: Some(v1::ContainerMetadata {
+                name: name.clone(),
+                attempt: 0,
+            }),
+            image: Some(v1::ImageSpec {
+                image: "docker.io/library/busybox:latest".into(),
+                ..Default::default()
+            }),
+            log_path: format!("{name}.log"),
+            linux: Some(v1::LinuxContainerConfig {
+                resources: Some(v1::LinuxContainerResources::default()),
+                security_context: Some(v1::LinuxContainerSecurityContext {
+                    namespace_options: Some(v1::NamespaceOption {
+                        pid: v1::NamespaceMode::Container.into(),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                }),
+            }),
+            ..Default::default()
+        };
+        change(&mut config);
+        let log = self.logs.path().join(&config.log_path);
+        let request = v1::CreateContainerRequest {
+            pod_sandbox_id: self.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(self.config.clone()),
+        };
+        let answer =
+            cri().call(|mut client| async move { client.create_container(request).await })?;
+        Ok(Container {
+            id: answer.container_id,
+            log,
+            _sandbox: self,
+        })
+    }
+
+    /// Stops it.
+    ///
+    /// # Panics
+    /// When the CRI refuses.
+    pub fn stop(&self) {
+        let request = v1::StopPodSandboxRequest {
+            pod_sandbox_id: self.id.clone(),
+        };
+        cri()
+            .call(|mut client| async move { client.stop_pod_sandbox(request).await })
+            .expect("stop a sandbox");
+    }
+
+    /// Removes it.
+    ///
+    /// # Panics
+    /// When the CRI refuses.
+    pub fn remove(&self) {
+        let request = v1::RemovePodSandboxRequest {
+            pod_sandbox_id: self.id.clone(),
+        };
+        cri()
+            .call(|mut client| async move { client.remove_pod_sandbox(request).await })
+            .expect("remove a sandbox");
+    }
+
+    /// Connects to `port` of the pod's localhost, as `kubectl port-forward` does, sends `bytes` and returns what comes
+    /// until the end, or until `enough` says so.
+    ///
+    /// # Panics
+    /// When the CRI refuses.
+    #[must_use]
+    pub fn port_forward(&self, port: u16, bytes: &[u8], enough: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+        let request = v1::PortForwardRequest {
+            pod_sandbox_id: self.id.clone(),
+            port: vec![port.into()],
+        };
+        let answer = cri()
+            .call(|mut client| async move { client.port_forward(request).await })
+            .expect("forward a port");
+        streaming::port_forward(&answer.url, port, bytes, enough)
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        // Also after a failed assertion: the next test wants a clean host.
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            self.stop();
+            self.remove();
+        }));
+    }
+}
+
+/// A container; it goes with its sandbox.
+#[derive(Debug)]
+pub struct Container<'a> {
+    /// Its id.
+    pub id: String,
+    log: PathBuf,
+    _sandbox: &'a Sandbox,
+}
+
+/// How an exec went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// Exit code.
+    pub code: i32,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+}
+
+impl Container<'_> {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// What the CRI says.
+    pub fn start(&self) -> Result<(), Status> {
+        let request = v1::StartContainerRequest {
+            container_id: self.id.clone(),
+        };
+        cri()
+            .call(|mut client| async move { client.start_container(request).await })
+            .map(drop)
+    }
+
+    /// Stops it, with `grace` seconds.
+    ///
+    /// # Panics
+    /// When the CRI refuses.
+    pub fn stop(&self, grace: i64) {
+        let request = v1::StopContainerRequest {
+            container_id: self.id.clone(),
+            timeout: grace,
+        };
+        cri()
+            .call(|mut client| async move { client.stop_container(request).await })
+            .expect("stop a container");
+    }
+
+    /// Removes it.
+    ///
+    /// # Panics
+    /// When the CRI refuses.
+    pub fn remove(&self) {
+        let request = v1::RemoveContainerRequest {
+            container_id: self.id.clone(),
+        };
+        cri()
+            .call(|mut client| async move { client.remove_container(request).await })
+            .expect("remove a container");
+    }
+
+    /// Its status.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn status(&self) -> v1::ContainerStatus {
+        let request = v1::ContainerStatusRequest {
+            container_id: self.id.clone(),
+            verbose: false,
+        };
+        cri()
+            .call(|mut client| async move { client.container_status(request).await })
+            .expect("the status of a container")
+            .status
+            .expect("a status")
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn await_end(&self) -> v1::ContainerStatus {
+        eventually("the end of a container", || {
+            let status = self.status();
+            (status.state() == v1::ContainerState::ContainerExited).then_some(status)
+        })
+    }
+
+    /// What its log has: one line each, with the time left out: `stdout F text`.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        text.lines()
+            .filter_map(|line| line.split_once(' '))
+            .map(|(_, rest)| format!("{rest}\n"))
+            .collect()
+    }
+
+    /// Its log, as soon as `text` is in it.
+    ///
+    /// # Panics
+    /// When that does not come.
+    pub fn await_log(&self, text: &str) -> String {
+        eventually(&format!("{text:?} in a log"), || {
+            let log = self.log();
+            log.contains(text).then_some(log)
+        })
+    }
+
+    /// Runs a command in it to its end.
+    ///
+    /// # Errors
+    /// What the CRI says.
+    pub fn exec(&self, words: &[&str], limit: i64) -> Result<Ran, Status> {
+        let request = v1::ExecSyncRequest {
+            container_id: self.id.clone(),
+            cmd: words.iter().map(|&word| word.to_owned()).collect(),
+            timeout: limit,
+        };
+        let answer = cri().call(|mut client| async move { client.exec_sync(request).await })?;
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Ok(Ran {
+            code: answer.exit_code,
+            out: text(answer.stdout),
+            err: text(answer.stderr),
+        })
+    }
+
+    /// Runs a shell line in it and returns what it prints.
+    ///
+    /// # Panics
+    /// When it fails.
+    #[must_use]
+    pub fn sh(&self, line: &str) -> String {
+        let ran = self
+            .exec(&["sh", "-c", line], 60)
+            .unwrap_or_else(|status| panic!("{line}: {}", status.message()));
+        assert_eq!(ran.code, 0, "{line}: {ran:?}");
+        ran.out
+    }
+
+    /// Runs a command in it with its streams connected, as `kubectl exec` does.
+    ///
+    /// # Panics
+    /// When the CRI refuses.
+    #[must_use]
+    pub fn exec_streaming(&self, words: &[&str], terminal: bool) -> Attached {
+        let request = v1::ExecRequest {
+            container_id: self.id.clone(),
+            cmd: words.iter().map(|&word| word.to_owned()).collect(),
+            tty: terminal,
+            stdin: true,
+            stdout: true,
+            stderr: !terminal,
+        };
+        let answer = cri()
+            .call(|mut client| async move { client.exec(request).await })
+            .expect("execute with streams");
+        Attached::connect(&answer.url)
+    }
+
+    /// Connects to its streams, as `kubectl attach` does.
+    ///
+    /// # Panics
+    /// When the CRI refuses.
+    #[must_use]
+    pub fn attach(&self, terminal: bool) -> Attached {
+        let request = v1::AttachRequest {
+            container_id: self.id.clone(),
+            stdin: true,
+            tty: terminal,
+            stdout: true,
+            stderr: !terminal,
+        };
+        let answer = cri()
+            .call(|mut client| async move { client.attach(request).await })
+            .expect("attach");
+        Attached::connect(&answer.url)
+    }
+
+    /// Its counters.
+    ///
+    /// # Panics
+    /// When there are none.
+    #[must_use]
+    pub fn stats(&self) -> v1::ContainerStats {
+        let request = v1::ContainerStatsRequest {
+            container_id: self.id.clone(),
+        };
+        cri()
+            .call(|mut client| async move { client.container_stats(request).await })
+            .expect("the counters of a container")
+            .stats
+            .expect("counters")
+    }
+
+    /// Changes its limits.
+    ///
+    /// # Errors
+    /// What the CRI says.
+    pub fn update(&self, resources: v1::LinuxContainerResources) -> Result<(), Status> {
+        let request = v1::UpdateContainerResourcesRequest {
+            container_id: self.id.clone(),
+            linux: Some(resources),
+            annotations: HashMap::new(),
+            ..Default::default()
+        };
+        cri()
+            .call(|mut client| async move { client.update_container_resources(request).await })
+            .map(drop)
+    }
+
+    /// Has its log opened anew, after somebody moved it away; returns where it is.
+    ///
+    /// # Panics
+    /// When the CRI refuses.
+    #[must_use]
+    pub fn reopen_log(&self) -> PathBuf {
+        let moved = self.log.with_extension("old");
+        std::fs::rename(&self.log, &moved).expect("move a log");
+        let request = v1::ReopenContainerLogRequest {
+            container_id: self.id.clone(),
+        };
+        cri()
+            .call(|mut client| async move { client.reopen_container_log(request).await })
+            .expect("reopen a log");
+        moved
+    }
+}
+
+/// How long a stream may be silent before a test gives it up.
+pub(crate) const SILENCE: Duration = LIMIT;
