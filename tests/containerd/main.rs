@@ -1,4 +1,10 @@
 //! What containerd's clients see: the same under runc and under vmpod wherever it should be the same.
 
+mod accidents;
+mod network;
 mod pods;
+mod processes;
+mod resources;
+mod security;
 mod tasks;
+mod volumes;

@@ -49,6 +49,9 @@ fn command_that_does_not_exist_is_told_and_leaves_nothing() {
     let outcome = run("none", &["/no/such/program"]).run();
     assert_ne!(outcome.code, 0, "{outcome}");
     assert!(outcome.err.contains("/no/such/program"), "{outcome}");
-    assert!(outcome.err.contains("no such file or directory"), "{outcome}");
+    assert!(
+        outcome.err.contains("no such file or directory"),
+        "{outcome}"
+    );
     before.assert_restored();
 }

@@ -14,11 +14,12 @@ mod streaming;
 
 pub use cli::{Outcome, Vmpod, program, vmpod};
 pub use containerd::{Containerd, containerd};
-pub use cri::{Attached, Container, Cri, Sandbox, cri, on_both};
+pub use cri::{Container, Cri, Ran, Sandbox, cri, on_both};
 pub use host::{Footprint, processes_with};
 pub use http::get;
 pub use pod::Pod;
 pub use registry::{Registry, SmallImage};
+pub use streaming::Attached;
 
 use std::time::{Duration, Instant};
 

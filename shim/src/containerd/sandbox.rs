@@ -19,6 +19,7 @@ use crate::network::inherited::Inherited;
 use crate::pod::agent::Agent;
 use crate::pod::boot::{self, Boot, Witness};
 use crate::pod::cgroup::{self, Limits};
+use crate::pod::console::console_tail;
 use crate::pod::journal::{self, Entry, Journal, chain};
 use crate::pod::process::{self, ProcessIdentity};
 use crate::pod::record::MachineRecord;
@@ -264,7 +265,7 @@ impl Keeper {
     fn words(&self, end: &MachineEnd) -> String {
         format!(
             "the pod's machine ended by itself: {end}{}",
-            boot::console_tail(&self.paths.console())
+            console_tail(&self.paths.console())
         )
     }
 }

@@ -37,7 +37,7 @@ pub struct SandboxWish {
     pub cgroup: Option<String>,
 }
 
-fn text<'a>(value: Option<&'a Value>) -> Option<&'a str> {
+fn text(value: Option<&Value>) -> Option<&str> {
     value?.as_str().filter(|text| !text.is_empty())
 }
 

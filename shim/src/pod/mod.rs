@@ -4,6 +4,7 @@ pub mod agent;
 pub mod boot;
 pub mod cgroup;
 pub mod clock;
+pub mod console;
 pub mod durable;
 pub mod events;
 pub mod guest_paths;

@@ -6,11 +6,6 @@
 //!
 //! Signals: SIGTERM stops the pod in order, SIGINT kills the machine at once.
 
-#![expect(
-    clippy::result_large_err,
-    reason = "an error of a start is made once, and ends the process"
-)]
-
 mod containers;
 mod drive;
 mod handover;
@@ -22,8 +17,9 @@ pub use handover::{Report, SuperviseStart, Supervisor, spawn};
 
 use std::time::Duration;
 
-use super::boot::{self, BootError, Witness};
+use super::boot::{BootError, Witness};
 use super::clock;
+use super::console::console_tail;
 use super::durable::{self, DurableError};
 use super::events::{EventLog, PodEvent};
 use super::journal::{self, Journal, JournalError, chain};
@@ -104,7 +100,7 @@ impl Pod {
 
     /// The last lines of the guest's console with a heading, or nothing when it said nothing.
     fn console_tail(&self) -> String {
-        boot::console_tail(&self.paths.console())
+        console_tail(&self.paths.console())
     }
 }
 

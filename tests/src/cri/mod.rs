@@ -1,6 +1,7 @@
 //! A client of the CRI, generated from its published definition: pods and containers as a kubelet makes them.
 
-use std::collections::HashMap;
+mod container;
+
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,9 +15,9 @@ use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Response, Status};
 
-use crate::{LIMIT, containerd, eventually, streaming};
+pub use container::{Container, Ran};
 
-pub use streaming::Attached;
+use crate::{LIMIT, containerd, eventually, streaming};
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -75,6 +76,19 @@ impl Cri {
             .block_on(async { tokio::time::timeout(LIMIT, call).await })
             .expect("an answer of the CRI in time")
             .map(Response::into_inner)
+    }
+
+    /// Waits until a containerd that was restarted serves.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn await_service(&self) {
+        eventually("the CRI of a containerd that was restarted", || {
+            let request = v1::ListPodSandboxRequest { filter: None };
+            self.call(|mut client| async move { client.list_pod_sandbox(request).await })
+                .ok()
+                .map(drop)
+        });
     }
 }
 
@@ -278,12 +292,14 @@ impl Sandbox {
     /// # Panics
     /// When the CRI refuses.
     pub fn stop(&self) {
+        self.try_stop().expect("stop a sandbox");
+    }
+
+    fn try_stop(&self) -> Result<v1::StopPodSandboxResponse, Status> {
         let request = v1::StopPodSandboxRequest {
             pod_sandbox_id: self.id.clone(),
         };
-        cri()
-            .call(|mut client| async move { client.stop_pod_sandbox(request).await })
-            .expect("stop a sandbox");
+        cri().call(|mut client| async move { client.stop_pod_sandbox(request).await })
     }
 
     /// Removes it.
@@ -291,12 +307,14 @@ impl Sandbox {
     /// # Panics
     /// When the CRI refuses.
     pub fn remove(&self) {
+        self.try_remove().expect("remove a sandbox");
+    }
+
+    fn try_remove(&self) -> Result<v1::RemovePodSandboxResponse, Status> {
         let request = v1::RemovePodSandboxRequest {
             pod_sandbox_id: self.id.clone(),
         };
-        cri()
-            .call(|mut client| async move { client.remove_pod_sandbox(request).await })
-            .expect("remove a sandbox");
+        cri().call(|mut client| async move { client.remove_pod_sandbox(request).await })
     }
 
     /// Connects to `port` of the pod's localhost, as `kubectl port-forward` does, sends `bytes` and returns what comes
@@ -319,242 +337,9 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        // Also after a failed assertion: the next test wants a clean host.
-        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            self.stop();
-            self.remove();
-        }));
-    }
-}
-
-/// A container; it goes with its sandbox.
-#[derive(Debug)]
-pub struct Container<'a> {
-    /// Its id.
-    pub id: String,
-    log: PathBuf,
-    _sandbox: &'a Sandbox,
-}
-
-/// How an exec went.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ran {
-    /// Exit code.
-    pub code: i32,
-    /// Standard output.
-    pub out: String,
-    /// Standard error.
-    pub err: String,
-}
-
-impl Container<'_> {
-    /// Starts it.
-    ///
-    /// # Errors
-    /// What the CRI says.
-    pub fn start(&self) -> Result<(), Status> {
-        let request = v1::StartContainerRequest {
-            container_id: self.id.clone(),
-        };
-        cri()
-            .call(|mut client| async move { client.start_container(request).await })
-            .map(drop)
-    }
-
-    /// Stops it, with `grace` seconds.
-    ///
-    /// # Panics
-    /// When the CRI refuses.
-    pub fn stop(&self, grace: i64) {
-        let request = v1::StopContainerRequest {
-            container_id: self.id.clone(),
-            timeout: grace,
-        };
-        cri()
-            .call(|mut client| async move { client.stop_container(request).await })
-            .expect("stop a container");
-    }
-
-    /// Removes it.
-    ///
-    /// # Panics
-    /// When the CRI refuses.
-    pub fn remove(&self) {
-        let request = v1::RemoveContainerRequest {
-            container_id: self.id.clone(),
-        };
-        cri()
-            .call(|mut client| async move { client.remove_container(request).await })
-            .expect("remove a container");
-    }
-
-    /// Its status.
-    ///
-    /// # Panics
-    /// When there is none.
-    #[must_use]
-    pub fn status(&self) -> v1::ContainerStatus {
-        let request = v1::ContainerStatusRequest {
-            container_id: self.id.clone(),
-            verbose: false,
-        };
-        cri()
-            .call(|mut client| async move { client.container_status(request).await })
-            .expect("the status of a container")
-            .status
-            .expect("a status")
-    }
-
-    /// Waits until it has ended.
-    ///
-    /// # Panics
-    /// When it does not.
-    pub fn await_end(&self) -> v1::ContainerStatus {
-        eventually("the end of a container", || {
-            let status = self.status();
-            (status.state() == v1::ContainerState::ContainerExited).then_some(status)
-        })
-    }
-
-    /// What its log has: one line each, with the time left out: `stdout F text`.
-    #[must_use]
-    pub fn log(&self) -> String {
-        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-        text.lines()
-            .filter_map(|line| line.split_once(' '))
-            .map(|(_, rest)| format!("{rest}\n"))
-            .collect()
-    }
-
-    /// Its log, as soon as `text` is in it.
-    ///
-    /// # Panics
-    /// When that does not come.
-    pub fn await_log(&self, text: &str) -> String {
-        eventually(&format!("{text:?} in a log"), || {
-            let log = self.log();
-            log.contains(text).then_some(log)
-        })
-    }
-
-    /// Runs a command in it to its end.
-    ///
-    /// # Errors
-    /// What the CRI says.
-    pub fn exec(&self, words: &[&str], limit: i64) -> Result<Ran, Status> {
-        let request = v1::ExecSyncRequest {
-            container_id: self.id.clone(),
-            cmd: words.iter().map(|&word| word.to_owned()).collect(),
-            timeout: limit,
-        };
-        let answer = cri().call(|mut client| async move { client.exec_sync(request).await })?;
-        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        Ok(Ran {
-            code: answer.exit_code,
-            out: text(answer.stdout),
-            err: text(answer.stderr),
-        })
-    }
-
-    /// Runs a shell line in it and returns what it prints.
-    ///
-    /// # Panics
-    /// When it fails.
-    #[must_use]
-    pub fn sh(&self, line: &str) -> String {
-        let ran = self
-            .exec(&["sh", "-c", line], 60)
-            .unwrap_or_else(|status| panic!("{line}: {}", status.message()));
-        assert_eq!(ran.code, 0, "{line}: {ran:?}");
-        ran.out
-    }
-
-    /// Runs a command in it with its streams connected, as `kubectl exec` does.
-    ///
-    /// # Panics
-    /// When the CRI refuses.
-    #[must_use]
-    pub fn exec_streaming(&self, words: &[&str], terminal: bool) -> Attached {
-        let request = v1::ExecRequest {
-            container_id: self.id.clone(),
-            cmd: words.iter().map(|&word| word.to_owned()).collect(),
-            tty: terminal,
-            stdin: true,
-            stdout: true,
-            stderr: !terminal,
-        };
-        let answer = cri()
-            .call(|mut client| async move { client.exec(request).await })
-            .expect("execute with streams");
-        Attached::connect(&answer.url)
-    }
-
-    /// Connects to its streams, as `kubectl attach` does.
-    ///
-    /// # Panics
-    /// When the CRI refuses.
-    #[must_use]
-    pub fn attach(&self, terminal: bool) -> Attached {
-        let request = v1::AttachRequest {
-            container_id: self.id.clone(),
-            stdin: true,
-            tty: terminal,
-            stdout: true,
-            stderr: !terminal,
-        };
-        let answer = cri()
-            .call(|mut client| async move { client.attach(request).await })
-            .expect("attach");
-        Attached::connect(&answer.url)
-    }
-
-    /// Its counters.
-    ///
-    /// # Panics
-    /// When there are none.
-    #[must_use]
-    pub fn stats(&self) -> v1::ContainerStats {
-        let request = v1::ContainerStatsRequest {
-            container_id: self.id.clone(),
-        };
-        cri()
-            .call(|mut client| async move { client.container_stats(request).await })
-            .expect("the counters of a container")
-            .stats
-            .expect("counters")
-    }
-
-    /// Changes its limits.
-    ///
-    /// # Errors
-    /// What the CRI says.
-    pub fn update(&self, resources: v1::LinuxContainerResources) -> Result<(), Status> {
-        let request = v1::UpdateContainerResourcesRequest {
-            container_id: self.id.clone(),
-            linux: Some(resources),
-            annotations: HashMap::new(),
-            ..Default::default()
-        };
-        cri()
-            .call(|mut client| async move { client.update_container_resources(request).await })
-            .map(drop)
-    }
-
-    /// Has its log opened anew, after somebody moved it away; returns where it is.
-    ///
-    /// # Panics
-    /// When the CRI refuses.
-    #[must_use]
-    pub fn reopen_log(&self) -> PathBuf {
-        let moved = self.log.with_extension("old");
-        std::fs::rename(&self.log, &moved).expect("move a log");
-        let request = v1::ReopenContainerLogRequest {
-            container_id: self.id.clone(),
-        };
-        cri()
-            .call(|mut client| async move { client.reopen_container_log(request).await })
-            .expect("reopen a log");
-        moved
+        // Also after a failed assertion, which is what the test is about then: the next one wants a clean host.
+        let _ = self.try_stop();
+        let _ = self.try_remove();
     }
 }
 

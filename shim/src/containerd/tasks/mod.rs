@@ -4,6 +4,10 @@
 //! A handle that all connections share. Each process has a turn ([`Process::turn`]) that whoever changes its state holds,
 //! and one task that waits for its end: so events come in their order, and nobody waits for another container's.
 
+mod create;
+mod ends;
+mod execs;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,23 +17,19 @@ use containerd_shim_protos::api as shim;
 use containerd_shim_protos::events::task as events;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::topics;
-use serde_json::{Map, Value};
 use tokio::sync::{Mutex as AsyncMutex, watch};
-use tokio::time::timeout;
 use vmpod_agent_protocol::messages as m;
 
-use super::bundle::{OciBundle, Role};
 use super::fault::Fault;
-use super::guest_spec::{GuestSpec, PidNamespace};
-use super::process::{Process, guest_pid, told_pid};
+use super::process::Process;
 use super::publisher::Publisher;
 use super::sandbox::{Place, Sandbox};
 use super::sandbox_wish::SandboxWish;
-use super::stdio::{ProcessStdio, StdioUris};
+use super::stdio::StdioUris;
 use super::task_state::{Exit, Operation, TaskState};
 use super::timestamp;
 use crate::pod::clock;
-use crate::pod::tree::{RootSource, SnapshotMount};
+use crate::pod::tree::SnapshotMount;
 
 /// Status of what was killed with its machine: as of SIGKILL.
 pub const KILLED: u32 = 128 + 9;
@@ -226,128 +226,6 @@ impl Tasks {
         Ok(pid)
     }
 
-    async fn make(self: &Arc<Self>, request: CreateTask) -> Result<Arc<Task>, Fault> {
-        let bundle = OciBundle::read(&request.bundle)?;
-        let sandbox = match &bundle.role {
-            Role::Sandbox | Role::Single => {
-                let wish = SandboxWish::of(&bundle, self.host_cpus)?;
-                self.start_sandbox(&wish).await?
-            }
-            Role::Member(_) => self.sandbox().await?,
-        };
-        let process = Process::new(&request.id, "", request.uris.clone());
-        let is_sandbox = bundle.role == Role::Sandbox;
-        if is_sandbox {
-            // The machine is the pause container: this process stands for it.
-            process.set_pid(std::process::id());
-        } else {
-            let alone = bundle.role == Role::Single;
-            let made = self
-                .make_container(&sandbox, &request, bundle, &process)
-                .await;
-            if let Err(fault) = made {
-                if alone {
-                    self.end_sandbox().await;
-                }
-                return Err(fault);
-            }
-        }
-        Ok(Arc::new(Task {
-            bundle: request.bundle,
-            is_sandbox,
-            first: Arc::new(process),
-            execs: Mutex::default(),
-        }))
-    }
-
-    async fn make_container(
-        &self,
-        sandbox: &Sandbox,
-        request: &CreateTask,
-        bundle: OciBundle,
-        process: &Process,
-    ) -> Result<(), Fault> {
-        let id = &request.id;
-        let root = root_source(&bundle, &request.rootfs)?;
-        let spec = GuestSpec::of(id, bundle.config)?;
-        let mut config = spec.config;
-        let shares_pids = self.join_pids(&spec.pids, &mut config)?;
-        sandbox.tree.add_member(id, &root, &spec.binds)?;
-        let wanted = m::CreateContainerRequest {
-            container_id: id.clone(),
-            // A value that was read as JSON is always written again.
-            oci_spec: serde_json::to_vec(&config).unwrap_or_default(),
-            stdio: Some(request.uris.wanted()).into(),
-            pids: shares_pids.into(),
-            ..Default::default()
-        };
-        let started = match sandbox.agent.create_container(&wanted).await {
-            Ok(started) => started,
-            Err(error) => {
-                sandbox.tree.remove_member(id);
-                return Err(error.into());
-            }
-        };
-        process.set_pid(told_pid(started.pid));
-        let connected = ProcessStdio::connect(
-            &sandbox.socket,
-            id,
-            "",
-            &request.uris,
-            &self.place.namespace,
-        )
-        .await;
-        match connected {
-            Ok(stdio) => {
-                *process.turn().await = Some(stdio);
-                Ok(())
-            }
-            Err(error) => {
-                let _ = sandbox.agent.delete_container(&reference(id, "")).await;
-                sandbox.tree.remove_member(id);
-                Err(error.into())
-            }
-        }
-    }
-
-    /// Which process namespace the agent is asked for; the guest's path to it goes into `config`.
-    fn join_pids(
-        &self,
-        pids: &PidNamespace,
-        config: &mut Map<String, Value>,
-    ) -> Result<m::PidNamespace, Fault> {
-        let path = match pids {
-            PidNamespace::Own => return Ok(m::PidNamespace::PID_NAMESPACE_OWN),
-            PidNamespace::Joined(path) => path,
-        };
-        let pid = path
-            .strip_prefix("/proc")
-            .ok()
-            .and_then(|rest| rest.to_str()?.strip_suffix("/ns/pid")?.parse().ok());
-        if pid == Some(std::process::id()) {
-            return Ok(m::PidNamespace::PID_NAMESPACE_POD);
-        }
-        let known = pid.filter(|&pid| {
-            let tasks = self.tasks();
-            tasks.values().flatten().any(|task| task.first.pid() == pid)
-        });
-        let Some(guest) = known.and_then(guest_pid) else {
-            return Err(Fault::precondition(format!(
-                "the process namespace {} is not that of a container in this pod",
-                path.display()
-            )));
-        };
-        let namespaces = config
-            .get_mut("linux")
-            .and_then(|linux| linux.get_mut("namespaces"))
-            .and_then(Value::as_array_mut);
-        if let Some(namespaces) = namespaces {
-            namespaces
-                .push(serde_json::json!({"type": "pid", "path": format!("/proc/{guest}/ns/pid")}));
-        }
-        Ok(m::PidNamespace::PID_NAMESPACE_OWN)
-    }
-
     /// Lets a process run. Returns its process id.
     ///
     /// # Errors
@@ -399,207 +277,6 @@ impl Tasks {
         }
         drop(turn);
         Ok(pid)
-    }
-
-    async fn start_exec(
-        &self,
-        sandbox: &Sandbox,
-        task: &Task,
-        process: &Process,
-    ) -> Result<ProcessStdio, Fault> {
-        let (id, exec) = (&process.container, &process.exec);
-        let spec = task.execs().get(exec).map(|exec| exec.spec.clone());
-        let request = m::CreateExecRequest {
-            container_id: id.clone(),
-            exec_id: exec.clone(),
-            oci_process: spec.unwrap_or_default(),
-            stdio: Some(process.uris.wanted()).into(),
-            ..Default::default()
-        };
-        let started = sandbox.agent.create_exec(&request).await?;
-        process.set_pid(told_pid(started.pid));
-        let name = reference(id, exec);
-        let running = async {
-            let stdio = ProcessStdio::connect(
-                &sandbox.socket,
-                id,
-                exec,
-                &process.uris,
-                &self.place.namespace,
-            )
-            .await?;
-            sandbox.agent.start_exec(&name).await?;
-            Ok(stdio)
-        };
-        let running: Result<ProcessStdio, Fault> = running.await;
-        if running.is_err() {
-            let _ = sandbox.agent.delete_container(&name).await;
-        }
-        running
-    }
-
-    /// Adds a process to a container; it does not run yet.
-    ///
-    /// # Errors
-    /// When the container does not run or the id is taken.
-    pub fn add_exec(
-        &self,
-        id: &str,
-        exec: &str,
-        spec: Vec<u8>,
-        uris: StdioUris,
-    ) -> Result<(), Fault> {
-        let task = self.task(id)?;
-        if task.is_sandbox {
-            return Err(Fault::precondition(format!(
-                "container {id} is the pod's sandbox, which is a machine: nothing can be executed in it but in the pod's other containers"
-            )));
-        }
-        task.first.check(Operation::Exec)?;
-        let process: Value = serde_json::from_slice(&spec).map_err(|error| {
-            Fault::invalid(format!(
-                "exec {exec} of container {id}: its OCI process is not JSON: {error}"
-            ))
-        })?;
-        let mut process = process;
-        if let Some(object) = process.as_object_mut() {
-            for name in ["apparmorProfile", "selinuxLabel"] {
-                object.remove(name);
-            }
-        }
-        let mut execs = task.execs();
-        if execs.contains_key(exec) {
-            return Err(Fault::already_exists(format!(
-                "container {id} has an exec {exec} already"
-            )));
-        }
-        execs.insert(
-            exec.to_owned(),
-            Arc::new(Exec {
-                process: Arc::new(Process::new(id, exec, uris)),
-                spec: serde_json::to_vec(&process).unwrap_or_default(),
-            }),
-        );
-        drop(execs);
-        let event = events::TaskExecAdded {
-            container_id: id.to_owned(),
-            exec_id: exec.to_owned(),
-            ..Default::default()
-        };
-        self.publisher
-            .publish(topics::TASK_EXEC_ADDED_EVENT_TOPIC, &event);
-        Ok(())
-    }
-
-    /// Waits for the end of a process in the guest and tells containerd.
-    async fn watch_process(self: Arc<Self>, process: Arc<Process>, is_sandbox: bool) {
-        let Some(sandbox) = self.sandbox.lock().await.clone() else {
-            return;
-        };
-        let killed = || Exit {
-            status: KILLED,
-            at_ns: clock::now_ns(),
-        };
-        let mut oom = false;
-        let exit = if is_sandbox {
-            sandbox.ended().await;
-            killed()
-        } else {
-            let name = reference(&process.container, &process.exec);
-            tokio::select! {
-                // What the agent said last comes before the end of its machine.
-                biased;
-                waited = sandbox.agent.wait_process(&name) => match waited {
-                    Ok(status) => {
-                        oom = status.oom_killed;
-                        Exit {
-                            status: status.code,
-                            at_ns: if status.finished_at_ns > 0 {
-                                status.finished_at_ns
-                            } else {
-                                clock::now_ns()
-                            },
-                        }
-                    }
-                    Err(error) => {
-                        tracing::warn!(process = process.name(), %error, "the agent does not say how a process ends");
-                        // Its machine most likely ends as well; one that does not is of no use.
-                        if timeout(LOST_LIMIT, sandbox.ended()).await.is_err() && !error.is_not_found() {
-                            sandbox.stop();
-                            sandbox.ended().await;
-                        }
-                        killed()
-                    }
-                },
-                _ = sandbox.ended() => killed(),
-            }
-        };
-        let _turn = process.turn().await;
-        if !process.set(TaskState::Stopped(exit)) {
-            return;
-        }
-        if oom && process.exec.is_empty() {
-            self.tell_oom(&process);
-        }
-        self.tell_exit(&process, exit);
-    }
-
-    fn tell_exit(&self, process: &Process, exit: Exit) {
-        let event = events::TaskExit {
-            container_id: process.container.clone(),
-            id: if process.exec.is_empty() {
-                process.container.clone()
-            } else {
-                process.exec.clone()
-            },
-            pid: process.pid(),
-            exit_status: exit.status,
-            exited_at: MessageField::some(timestamp(exit.at_ns)),
-            ..Default::default()
-        };
-        self.publisher
-            .publish(topics::TASK_EXIT_EVENT_TOPIC, &event);
-    }
-
-    fn tell_oom(&self, process: &Process) {
-        if process.oom_was_told() {
-            return;
-        }
-        let event = events::TaskOOM {
-            container_id: process.container.clone(),
-            ..Default::default()
-        };
-        self.publisher.publish(topics::TASK_OOM_EVENT_TOPIC, &event);
-    }
-
-    /// Tells containerd of out-of-memory kills in the guest, until the machine ends.
-    async fn tell_ooms(self: Arc<Self>, sandbox: Arc<Sandbox>) {
-        const WAIT: Duration = Duration::from_secs(25);
-        let mut after = 0;
-        loop {
-            let batch = tokio::select! {
-                batch = sandbox.agent.next_events(after, WAIT) => batch,
-                _ = sandbox.ended() => return,
-            };
-            let Ok(batch) = batch else {
-                // Whoever waits for a process says what became of the agent.
-                return;
-            };
-            for event in &batch.events {
-                if event.kind.enum_value_or(m::EventKind::UNKNOWN) == m::EventKind::CONTAINER_OOM
-                    && let Ok(task) = self.task(&event.container_id)
-                    && task.first.state().exit().is_none()
-                {
-                    self.tell_oom(&task.first);
-                }
-            }
-            let last = batch.events.iter().map(|event| event.sequence).max();
-            // An agent that repeats itself would keep this loop busy.
-            if last.is_some_and(|last| last <= after) {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            after = after.max(last.unwrap_or(0));
-        }
     }
 
     /// Signals a process, or all of its container.
@@ -799,32 +476,4 @@ fn told_mount(mount: &SnapshotMount) -> shim::Mount {
         options: mount.options.clone(),
         ..Default::default()
     }
-}
-
-/// Where the root file system comes from: the snapshotter's mounts, or else the directory that the configuration names.
-fn root_source(bundle: &OciBundle, mounts: &[SnapshotMount]) -> Result<RootSource, Fault> {
-    if !mounts.is_empty() {
-        return Ok(RootSource::Mounts(mounts.to_vec()));
-    }
-    let path = bundle
-        .config
-        .get("root")
-        .and_then(|root| root.get("path"))
-        .and_then(Value::as_str)
-        .filter(|path| !path.is_empty())
-        .ok_or_else(|| {
-            Fault::invalid(format!(
-                "bundle {}: there are no mounts for the root file system, and config.json has no root.path",
-                bundle.path.display()
-            ))
-        })?;
-    let path = bundle.path.join(path);
-    if !path.is_dir() {
-        return Err(Fault::invalid(format!(
-            "bundle {}: the root file system {} is not a directory; an image without layers has none",
-            bundle.path.display(),
-            path.display()
-        )));
-    }
-    Ok(RootSource::Directory(path))
 }

@@ -1,0 +1,201 @@
+//! What a container may do, and as whom.
+
+use k8s_cri::v1;
+use vmpod_tests::{Sandbox, containerd, on_both};
+
+fn security(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerSecurityContext {
+    let linux = config.linux.as_mut().unwrap();
+    linux.security_context.as_mut().unwrap()
+}
+
+fn sleeping(config: &mut v1::ContainerConfig) {
+    config.command = ["sleep", "1000"].map(str::to_owned).to_vec();
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn user_groups_and_privileges_are_as_asked() {
+    containerd();
+    on_both(|handler| {
+        let pod = Sandbox::run(handler);
+        let container = pod.start(|config| {
+            sleeping(config);
+            let security = security(config);
+            security.run_as_user = Some(v1::Int64Value { value: 1000 });
+            security.run_as_group = Some(v1::Int64Value { value: 2000 });
+            security.supplemental_groups = vec![3000];
+            security.no_new_privs = true;
+            security.readonly_rootfs = true;
+            security.masked_paths = vec!["/proc/kcore".into(), "/proc/keys".into()];
+            security.readonly_paths = vec!["/proc/sys".into()];
+        });
+        assert_eq!(
+            container.sh("id -u; id -g; id -G"),
+            "1000\n2000\n2000 3000\n"
+        );
+        assert_eq!(
+            container.sh("grep NoNewPrivs /proc/self/status"),
+            "NoNewPrivs:\t1\n"
+        );
+        let ran = container.exec(&["touch", "/x"], 60).unwrap();
+        assert!(ran.code != 0 && ran.err.contains("Read-only"), "{ran:?}");
+        assert_eq!(container.sh("wc -c < /proc/keys"), "0\n");
+        assert_eq!(
+            container.sh("grep CapEff /proc/self/status"),
+            "CapEff:\t0000000000000000\n"
+        );
+    });
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn capabilities_are_added_and_dropped() {
+    containerd();
+    on_both(|handler| {
+        let pod = Sandbox::run(handler);
+        let effective = |change: &dyn Fn(&mut v1::Capability)| {
+            let container = pod.start(|config| {
+                sleeping(config);
+                let mut capabilities = v1::Capability::default();
+                change(&mut capabilities);
+                security(config).capabilities = Some(capabilities);
+            });
+            container.sh("sed -n 's/CapEff:.//p' /proc/self/status")
+        };
+        assert_eq!(effective(&|_| {}), "00000000a80425fb\n");
+        assert_eq!(
+            effective(&|c| c.add_capabilities = vec!["NET_ADMIN".into()]),
+            "00000000a80435fb\n"
+        );
+        assert_eq!(
+            effective(&|c| c.drop_capabilities = vec!["ALL".into()]),
+            "0000000000000000\n"
+        );
+    });
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn system_calls_are_filtered_by_the_default_profile_and_not_without() {
+    containerd();
+    on_both(|handler| {
+        let pod = Sandbox::run(handler);
+        let unshare = |kind: v1::security_profile::ProfileType| {
+            let container = pod.start(|config| {
+                sleeping(config);
+                security(config).seccomp = Some(v1::SecurityProfile {
+                    profile_type: kind.into(),
+                    ..Default::default()
+                });
+            });
+            container.sh("grep '^Seccomp:' /proc/self/status")
+        };
+        use v1::security_profile::ProfileType::{RuntimeDefault, Unconfined};
+        assert_eq!(unshare(RuntimeDefault), "Seccomp:\t2\n");
+        assert_eq!(unshare(Unconfined), "Seccomp:\t0\n");
+    });
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn privileged_container_is_so_in_its_machine_alone() {
+    containerd();
+    let pod = Sandbox::run_with("vmpod", |config| {
+        let linux = config.linux.as_mut().unwrap();
+        linux.security_context.as_mut().unwrap().privileged = true;
+    });
+    let container = pod.start(|config| {
+        sleeping(config);
+        security(config).privileged = true;
+    });
+    assert_eq!(
+        container.sh("mount -t tmpfs none /tmp && echo mounted"),
+        "mounted\n"
+    );
+    assert_eq!(container.sh("hostname other && hostname"), "other\n");
+    // Disks of the host are not there.
+    assert_eq!(
+        container.sh("ls /sys/block | grep -c '^[sv]d' || true"),
+        "0\n"
+    );
+    assert_eq!(container.sh("ls /dev | grep -c '^[sv]d' || true"), "0\n");
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn namespaces_of_the_host_are_refused_by_the_pods_field() {
+    containerd();
+    let refused = |change: &dyn Fn(&mut v1::NamespaceOption)| {
+        let tried = Sandbox::try_run("vmpod", |config| {
+            let linux = config.linux.as_mut().unwrap();
+            let security = linux.security_context.as_mut().unwrap();
+            change(security.namespace_options.as_mut().unwrap());
+        });
+        tried
+            .expect_err("a sandbox in the host's namespace")
+            .message()
+            .to_owned()
+    };
+    let text = refused(&|options| options.network = v1::NamespaceMode::Node.into());
+    assert!(text.contains("hostNetwork"), "{text}");
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn sysctls_of_the_pod_are_set() {
+    containerd();
+    on_both(|handler| {
+        let pod = Sandbox::run_with(handler, |config| {
+            let linux = config.linux.as_mut().unwrap();
+            linux
+                .sysctls
+                .insert("net.ipv4.ip_unprivileged_port_start".into(), "80".into());
+            linux
+                .sysctls
+                .insert("kernel.shm_rmid_forced".into(), "1".into());
+        });
+        let container = pod.shell("sleep 1000");
+        let told = container.sh(
+            "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced",
+        );
+        assert_eq!(told, "80\n1\n");
+    });
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn processes_are_shared_as_the_pod_says() {
+    containerd();
+    on_both(|handler| {
+        let mode = |config: &mut v1::ContainerConfig, mode: v1::NamespaceMode, target: &str| {
+            sleeping(config);
+            let options = security(config).namespace_options.as_mut().unwrap();
+            options.pid = mode.into();
+            options.target_id = target.to_owned();
+        };
+        let pod = Sandbox::run_with(handler, |config| {
+            let linux = config.linux.as_mut().unwrap();
+            let security = linux.security_context.as_mut().unwrap();
+            security.namespace_options.as_mut().unwrap().pid = v1::NamespaceMode::Pod.into();
+        });
+        let one = pod.start(|config| {
+            mode(config, v1::NamespaceMode::Pod, "");
+            config.command = ["sleep", "1111"].map(str::to_owned).to_vec();
+        });
+        let two = pod.start(|config| mode(config, v1::NamespaceMode::Pod, ""));
+        assert_eq!(two.sh("ps | grep -c '[s]leep 1111'"), "1\n");
+        assert_ne!(two.sh("cat /proc/1/comm"), "sleep\n");
+        drop(one);
+        let pod = Sandbox::run(handler);
+        let alone = pod.start(|config| {
+            mode(config, v1::NamespaceMode::Container, "");
+            config.command = ["sleep", "2222"].map(str::to_owned).to_vec();
+        });
+        let other = pod.start(|config| mode(config, v1::NamespaceMode::Container, ""));
+        assert_eq!(other.sh("ps | grep -c '[s]leep 2222' || true"), "0\n");
+        assert_eq!(other.sh("cat /proc/1/comm"), "sleep\n");
+        // As `kubectl debug --target` does.
+        let guest = pod.start(|config| mode(config, v1::NamespaceMode::Target, &alone.id));
+        assert_eq!(guest.sh("ps | grep -c '[s]leep 2222'"), "1\n");
+    });
+}
