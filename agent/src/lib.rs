@@ -10,6 +10,7 @@ pub mod clock;
 pub mod container;
 pub mod event_log;
 pub mod pod;
+pub mod probe;
 pub mod process;
 pub mod sandbox;
 pub mod server;

@@ -20,3 +20,7 @@ pub const EVENT_WAIT_MS: u32 = 30_000;
 pub const STREAM_HEADER_BYTES: usize = 16 * 1024;
 /// Interfaces, routes, neighbours, shares or volumes in one `ConfigureSandbox`, each.
 pub const SANDBOX_ITEMS: usize = 1024;
+/// Words of a probe's or hook's command, and header fields of its HTTP request, each.
+pub const HANDLER_ITEMS: usize = 1024;
+/// Bytes of one handler: command, path, headers.
+pub const HANDLER_BYTES: usize = 256 * 1024;

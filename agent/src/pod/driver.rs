@@ -3,8 +3,11 @@
 //! Every wait of a container is a task of its own that reports back; the driver itself waits for nothing but reports and
 //! the machine's timer.
 
+mod announce;
+mod care;
 mod life;
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,16 +15,18 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use vmpod_agent_protocol::limits::MESSAGE_BYTES;
 use vmpod_agent_protocol::messages::{
-    self, Event, EventKind, ExitStatus, PodContainer, PodStatus, ProvideRootfsRequest,
-    StartPodRequest, StopPodRequest,
+    self, ExitStatus, PodContainer, PodStatus, ProvideRootfsRequest, StartPodRequest,
+    StopPodRequest,
 };
 
+use self::care::Hook;
 use self::life::Life;
-use super::machine::{Action, EndReason, Input, PodMachine, Time};
-use super::request::{self, RequestError};
+use super::machine::{Action, Input, PodMachine, Time};
+use super::request::{self, Care, Checked, RequestError};
 use super::status::ContainerRecord;
 use crate::clock;
 use crate::container::{Containers, CreateContainer, PodLabel, ProcessName};
+use crate::probe::{self, Told, Watched};
 
 /// SIGTERM, for containers that name no stop signal.
 const DEFAULT_STOP_SIGNAL: u32 = 15;
@@ -88,6 +93,18 @@ enum Report {
         grace: Option<Duration>,
         reason: String,
     },
+    Hook {
+        attempt: Attempt,
+        hook: Hook,
+        result: Result<(), String>,
+    },
+}
+
+/// One attempt of a container: what hooks and probes answer is about it, however late.
+#[derive(Clone, Copy, Debug)]
+struct Attempt {
+    index: usize,
+    attempt: u32,
 }
 
 impl<C: Containers> PodDriver<C> {
@@ -108,7 +125,12 @@ impl<C: Containers> PodDriver<C> {
     /// # Errors
     /// The request is wrong, or a pod was started before.
     pub fn start(&self, request: StartPodRequest) -> Result<(), PodError> {
-        let (settings, containers) = request::check(request)?;
+        let address = probe::address_or_loopback(&request.pod_ip);
+        let Checked {
+            settings,
+            containers,
+            care,
+        } = request::check(request)?;
         let mut shared = self.lock();
         if shared.reports.is_some() {
             return Err(PodError::AlreadyStarted);
@@ -117,11 +139,17 @@ impl<C: Containers> PodDriver<C> {
         shared.reports = Some(sender.clone());
         shared.wanted = containers.iter().map(|c| (c.name.clone(), None)).collect();
         let init_count = settings
-            .roles
+            .containers
             .iter()
-            .filter(|role| **role != super::machine::Role::Main)
+            .filter(|traits| traits.role != super::machine::Role::Main)
             .count();
+        let (tell, told) = mpsc::unbounded_channel();
         let task = Task {
+            running: care.iter().map(|_| None).collect(),
+            hooks: care.iter().map(|_| None).collect(),
+            care,
+            address,
+            tell,
             machine: PodMachine::new(settings),
             records: containers
                 .iter()
@@ -139,7 +167,7 @@ impl<C: Containers> PodDriver<C> {
         };
         task.publish(&mut shared);
         drop(shared);
-        tokio::spawn(task.run(receiver));
+        tokio::spawn(task.run(receiver, told));
         Ok(())
     }
 
@@ -215,6 +243,13 @@ struct Task<C> {
     plans: Vec<PodContainer>,
     records: Vec<ContainerRecord>,
     rootfs: Vec<String>,
+    care: Vec<Care>,
+    /// Probes of containers that run.
+    running: Vec<Option<Watched>>,
+    /// The hook of each container that runs at present.
+    hooks: Vec<Option<tokio::task::AbortHandle>>,
+    tell: mpsc::UnboundedSender<(Attempt, Told)>,
+    address: IpAddr,
     init_count: usize,
     containers: C,
     shared: Arc<Mutex<Shared>>,
@@ -225,12 +260,20 @@ struct Task<C> {
 }
 
 impl<C: Containers> Task<C> {
-    async fn run(mut self, mut receiver: mpsc::UnboundedReceiver<Report>) {
+    async fn run(
+        mut self,
+        mut receiver: mpsc::UnboundedReceiver<Report>,
+        mut told: mpsc::UnboundedReceiver<(Attempt, Told)>,
+    ) {
         self.feed(Input::Begin);
         while !self.machine.finished() {
             let timer = self.machine.next_timer().map(|at| self.began + at);
             let report = tokio::select! {
                 report = receiver.recv() => report,
+                Some((attempt, told)) = told.recv() => {
+                    self.hear(attempt, told);
+                    continue;
+                }
                 () = sleep_until(timer.unwrap_or(self.began)), if timer.is_some() => {
                     self.feed(Input::Timer);
                     continue;
@@ -284,6 +327,7 @@ impl<C: Containers> Task<C> {
                 if let Some(record) = self.records.get_mut(index) {
                     record.ended(exit);
                 }
+                self.let_go(index);
                 self.feed(Input::Ended { index, success });
             }
             Report::Stop { grace, reason } => {
@@ -292,6 +336,11 @@ impl<C: Containers> Task<C> {
                 }
                 self.feed(Input::Stop { grace });
             }
+            Report::Hook {
+                attempt,
+                hook,
+                result,
+            } => self.hook_ended(attempt, hook, result),
         }
     }
 
@@ -333,7 +382,19 @@ impl<C: Containers> Task<C> {
                     record.backing_off(delay);
                 }
             }
-            Action::Phase(_) | Action::Finished => {}
+            Action::PostStart { index } => {
+                // It takes as long as it takes; the end of the container or the pod ends it.
+                self.run_hook(index, Hook::PostStart, care::NO_LIMIT);
+            }
+            Action::PreStop { index, limit } => self.run_hook(index, Hook::PreStop, limit),
+            Action::Watch { index } => self.watch(index),
+            Action::StartupPassed { index } => {
+                if let Some(Some(watched)) = self.running.get(index) {
+                    watched.startup_passed();
+                }
+            }
+            Action::Ending { index, .. } => self.ending(index),
+            Action::Ready { .. } | Action::Phase(_) | Action::Finished => {}
         }
     }
 
@@ -380,74 +441,6 @@ impl<C: Containers> Task<C> {
             rootfs_error: record.rootfs_error.take(),
         };
         tokio::spawn(life.run(request));
-    }
-
-    fn announce(&self, action: Action) {
-        let events = self.containers.events();
-        let of = |index: usize, attempt: u32, kind: EventKind| {
-            let name = self
-                .plans
-                .get(index)
-                .map(|plan| plan.name.clone())
-                .unwrap_or_default();
-            Event {
-                kind: kind.into(),
-                container_id: container_id(&name, attempt),
-                container: name,
-                attempt,
-                ..Default::default()
-            }
-        };
-        match action {
-            Action::WantRootfs { index, attempt } => {
-                events.push(of(index, attempt, EventKind::ROOTFS_WANTED));
-            }
-            Action::BackingOff { index, delay } => {
-                let attempt = self
-                    .machine
-                    .slots()
-                    .get(index)
-                    .map_or(0, |slot| slot.attempt);
-                let mut event = of(index, attempt, EventKind::CONTAINER_BACKOFF);
-                event.message = format!(
-                    "back-off {}s restarting failed container={}",
-                    delay.as_secs(),
-                    event.container
-                );
-                events.push(event);
-            }
-            Action::Phase(phase) => {
-                events.push(Event {
-                    kind: EventKind::POD_PHASE.into(),
-                    phase: super::status::phase(phase).into(),
-                    ..Default::default()
-                });
-            }
-            Action::Finished => {
-                let (reason, message) = self.end_words();
-                events.push(Event {
-                    kind: EventKind::POD_FINISHED.into(),
-                    phase: super::status::phase(self.machine.phase()).into(),
-                    message: if message.is_empty() { reason } else { message },
-                    ..Default::default()
-                });
-            }
-            Action::Run { .. } | Action::Stop { .. } | Action::Kill { .. } => {}
-        }
-    }
-
-    /// PodStatus.reason and message.
-    fn end_words(&self) -> (String, String) {
-        match self.machine.end_reason() {
-            Some(EndReason::DeadlineExceeded) => (
-                "DeadlineExceeded".into(),
-                "Pod was active on the node longer than the specified deadline".into(),
-            ),
-            Some(EndReason::Stopped) => ("Stopped".into(), self.stop_reason.clone()),
-            Some(EndReason::InitFailed | EndReason::Completed) | None => {
-                (String::new(), String::new())
-            }
-        }
     }
 
     fn publish(&self, shared: &mut Shared) {

@@ -5,11 +5,14 @@
 
 use std::time::Duration;
 
+mod ending;
 mod vocabulary;
 
 use super::backoff::Backoff;
+use vocabulary::Ending;
 pub use vocabulary::{
-    Action, EndReason, Input, Phase, PodSettings, RestartPolicy, Role, Slot, State, Time,
+    Action, EndReason, Input, KillReason, Phase, PodSettings, RestartPolicy, Role, Slot, State,
+    Time, Traits,
 };
 
 /// The machine.
@@ -29,16 +32,19 @@ impl PodMachine {
     #[must_use]
     pub fn new(settings: PodSettings) -> Self {
         let slots = settings
-            .roles
+            .containers
             .iter()
-            .map(|role| Slot {
-                role: *role,
+            .map(|traits| Slot {
+                role: traits.role,
+                traits: *traits,
                 state: State::Waiting,
                 attempt: 0,
                 backoff: Backoff::default(),
                 delay: Duration::ZERO,
-                kill_at: None,
-                stop_sent: false,
+                started: false,
+                ready: false,
+                ending: Ending::No,
+                condemned: false,
             })
             .collect();
         Self {
@@ -56,6 +62,12 @@ impl PodMachine {
     #[must_use]
     pub fn slots(&self) -> &[Slot] {
         &self.slots
+    }
+
+    /// `spec.restartPolicy`.
+    #[must_use]
+    pub fn restart_policy(&self) -> RestartPolicy {
+        self.settings.restart_policy
     }
 
     /// The phase.
@@ -86,7 +98,12 @@ impl PodMachine {
             State::Preparing { due, ready: true } => Some(due),
             _ => None,
         });
-        let kills = self.slots.iter().filter_map(|slot| slot.kill_at);
+        let kills = self.slots.iter().filter_map(|slot| match slot.ending {
+            _ if !slot.runs() => None,
+            Ending::Hook { grace_ends } | Ending::Turn { grace_ends } => Some(grace_ends),
+            Ending::Signalled { kill_at } => Some(kill_at),
+            Ending::No | Ending::Killed => None,
+        });
         let deadline = self.settings.deadline.filter(|_| self.end.is_none());
         starts.chain(kills).chain(deadline).min()
     }
@@ -100,7 +117,29 @@ impl PodMachine {
         match input {
             Input::Begin => self.begun = true,
             Input::RootfsReady { index, attempt } => self.rootfs_ready(index, attempt),
-            Input::Started { index } => self.started(now, index),
+            Input::Started { index } => self.started(now, index, &mut actions),
+            Input::PostStarted {
+                index,
+                attempt,
+                success,
+            } => self.post_started(now, index, attempt, success, &mut actions),
+            Input::PreStopped { index, attempt } => {
+                self.pre_stopped(now, index, attempt, &mut actions);
+            }
+            Input::StartupPassed { index, attempt } => {
+                self.startup_passed(index, attempt, &mut actions);
+            }
+            Input::Readiness {
+                index,
+                attempt,
+                ready,
+            } => self.readiness(index, attempt, ready, &mut actions),
+            Input::Unhealthy {
+                index,
+                attempt,
+                reason,
+                grace,
+            } => self.unhealthy(now, index, attempt, reason, grace, &mut actions),
             Input::Ended { index, success } => self.ended(now, index, success, &mut actions),
             Input::Stop { grace } => self.bring_down(now, EndReason::Stopped, grace),
             Input::Timer => {}
@@ -120,12 +159,107 @@ impl PodMachine {
         }
     }
 
-    fn started(&mut self, now: Time, index: usize) {
-        if let Some(slot) = self.slots.get_mut(index)
-            && slot.state == State::Starting
-        {
-            slot.state = State::Running { since: now };
+    fn started(&mut self, now: Time, index: usize, actions: &mut Vec<Action>) {
+        let ending = self.end.is_some();
+        let Some(slot) = self.slots.get_mut(index) else {
+            return;
+        };
+        if slot.state != State::Starting {
+            return;
         }
+        if slot.traits.post_start && !ending {
+            slot.state = State::PostStart { since: now };
+            actions.push(Action::PostStart { index });
+        } else {
+            Self::running(slot, index, now, actions);
+        }
+    }
+
+    fn post_started(
+        &mut self,
+        now: Time,
+        index: usize,
+        attempt: u32,
+        success: bool,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(slot) = self.attempt_of(index, attempt) else {
+            return;
+        };
+        let State::PostStart { since } = slot.state else {
+            return;
+        };
+        if success {
+            Self::running(slot, index, since, actions);
+        } else if slot.ending == Ending::No {
+            self.begin_ending(now, index, KillReason::PostStart, None, actions);
+        }
+    }
+
+    /// The container counts as running from now on.
+    fn running(slot: &mut Slot, index: usize, since: Time, actions: &mut Vec<Action>) {
+        slot.state = State::Running { since };
+        actions.push(Action::Watch { index });
+        if !slot.traits.startup_probe {
+            Self::count_as_started(slot, index, actions);
+        }
+    }
+
+    fn count_as_started(slot: &mut Slot, index: usize, actions: &mut Vec<Action>) {
+        slot.started = true;
+        if !slot.traits.readiness_probe {
+            slot.ready = true;
+            // Of a container without hooks and probes its start has said so.
+            if slot.traits.startup_probe || slot.traits.post_start {
+                actions.push(Action::Ready { index, ready: true });
+            }
+        }
+    }
+
+    fn startup_passed(&mut self, index: usize, attempt: u32, actions: &mut Vec<Action>) {
+        if let Some(slot) = self.attempt_of(index, attempt)
+            && matches!(slot.state, State::Running { .. })
+            && !slot.started
+        {
+            actions.push(Action::StartupPassed { index });
+            Self::count_as_started(slot, index, actions);
+        }
+    }
+
+    fn readiness(&mut self, index: usize, attempt: u32, ready: bool, actions: &mut Vec<Action>) {
+        if let Some(slot) = self.attempt_of(index, attempt)
+            && matches!(slot.state, State::Running { .. })
+            && slot.started
+            && slot.ready != ready
+        {
+            slot.ready = ready;
+            actions.push(Action::Ready { index, ready });
+        }
+    }
+
+    fn unhealthy(
+        &mut self,
+        now: Time,
+        index: usize,
+        attempt: u32,
+        reason: KillReason,
+        grace: Option<Duration>,
+        actions: &mut Vec<Action>,
+    ) {
+        if let Some(slot) = self.attempt_of(index, attempt)
+            && matches!(slot.state, State::Running { .. })
+            && slot.ending == Ending::No
+        {
+            slot.condemned = true;
+            self.begin_ending(now, index, reason, grace, actions);
+        }
+    }
+
+    /// The slot, if this attempt of it is the present one: hooks and probes may answer late.
+    fn attempt_of(&mut self, index: usize, attempt: u32) -> Option<&mut Slot> {
+        self.slots
+            .get_mut(index)
+            .filter(|slot| slot.attempt == attempt)
     }
 
     fn ended(&mut self, now: Time, index: usize, success: bool, actions: &mut Vec<Action>) {
@@ -134,12 +268,16 @@ impl PodMachine {
             return;
         };
         let ran = match slot.state {
-            State::Running { since } => now.saturating_sub(since),
+            State::Running { since } | State::PostStart { since } => now.saturating_sub(since),
             State::Starting => Duration::ZERO,
             _ => return,
         };
         slot.state = State::Ended { success };
-        slot.kill_at = None;
+        slot.ending = Ending::No;
+        slot.started = false;
+        slot.ready = false;
+        // What a failed probe ended is restarted although it ended well, unless nothing is restarted.
+        let success = success && !std::mem::take(&mut slot.condemned);
         let restart = !ending
             && match (slot.role, self.settings.restart_policy) {
                 (Role::Sidecar, _) | (Role::Main, RestartPolicy::Always) => true,
@@ -167,26 +305,6 @@ impl PodMachine {
         }
     }
 
-    fn bring_down(&mut self, now: Time, reason: EndReason, grace: Option<Duration>) {
-        let grace_ends = now.saturating_add(grace.unwrap_or(self.settings.grace));
-        if self.end.is_none() {
-            self.end = Some(reason);
-            self.grace_ends = Some(grace_ends);
-            for slot in &mut self.slots {
-                // What waits to be restarted will not be; what never ran stays waiting and did not succeed.
-                if matches!(slot.state, State::Preparing { .. }) {
-                    slot.state = State::Ended { success: false };
-                }
-            }
-        } else if self.grace_ends.is_none_or(|old| grace_ends < old) {
-            // A later stop may shorten the time, never lengthen it.
-            self.grace_ends = Some(grace_ends);
-            for slot in &mut self.slots {
-                slot.kill_at = slot.kill_at.map(|_| grace_ends);
-            }
-        }
-    }
-
     /// Everything that follows from the present state.
     fn advance(&mut self, now: Time, actions: &mut Vec<Action>) {
         if self.end.is_none()
@@ -203,8 +321,9 @@ impl PodMachine {
             self.notice_completion(now);
         }
         self.notice_phase(actions);
-        if self.end.is_some() {
-            self.advance_end(now, actions);
+        self.advance_endings(now, actions);
+        if self.end.is_some() && !self.slots.iter().any(Slot::active) {
+            self.finish(actions);
         }
     }
 
@@ -221,13 +340,19 @@ impl PodMachine {
                         index,
                         attempt: slot.attempt,
                     });
-                    if slot.role != Role::Main {
+                    if slot.role != Role::Main || slot.traits.post_start {
                         return;
                     }
                 }
+                // A postStart hook holds up the containers after it, as the kubelet starts one after the other.
+                (Role::Main, State::Starting | State::PostStart { .. })
+                    if slot.traits.post_start && slot.attempt == 0 =>
+                {
+                    return;
+                }
                 (Role::Main, _) | (Role::Init, State::Ended { success: true }) => {}
                 // A sidecar has started once: later starts do not hold the others up.
-                (Role::Sidecar, State::Running { .. }) => {}
+                (Role::Sidecar, State::Running { .. }) if slot.started => {}
                 (Role::Sidecar, _) if slot.attempt > 0 && self.later_began(index) => {}
                 _ => return,
             }
@@ -269,60 +394,15 @@ impl PodMachine {
     }
 
     fn notice_phase(&mut self, actions: &mut Vec<Action>) {
-        let began = self
-            .main()
-            .any(|slot| !matches!(slot.state, State::Waiting | State::Starting));
+        let began = self.main().any(|slot| {
+            !matches!(
+                slot.state,
+                State::Waiting | State::Starting | State::PostStart { .. }
+            )
+        });
         if self.phase == Phase::Pending && began {
             self.phase = Phase::Running;
             actions.push(Action::Phase(Phase::Running));
-        }
-    }
-
-    /// Stops main (and init) containers together, then sidecars one by one from the last, then ends.
-    fn advance_end(&mut self, now: Time, actions: &mut Vec<Action>) {
-        let grace_ends = self.grace_ends.unwrap_or(now);
-        let active = |slot: &Slot| matches!(slot.state, State::Starting | State::Running { .. });
-        let others_active = self
-            .slots
-            .iter()
-            .any(|slot| slot.role != Role::Sidecar && active(slot));
-        let last_sidecar = self
-            .slots
-            .iter()
-            .rposition(|slot| slot.role == Role::Sidecar && active(slot));
-        for (index, slot) in self.slots.iter_mut().enumerate() {
-            let turn = match slot.role {
-                Role::Sidecar => !others_active && last_sidecar == Some(index),
-                _ => true,
-            };
-            // A container that is being created is told once it runs: a signal now would be lost.
-            if !matches!(slot.state, State::Running { .. }) {
-                continue;
-            }
-            if turn && !slot.stop_sent {
-                slot.stop_sent = true;
-                slot.kill_at = Some(grace_ends);
-                if grace_ends > now {
-                    actions.push(Action::Stop { index });
-                }
-            }
-            // The grace is the pod's: when it is over, all that still runs is killed, in turn or not.
-            if now >= grace_ends {
-                slot.stop_sent = true;
-                slot.kill_at = None;
-                actions.push(Action::Kill { index });
-            }
-        }
-        if now < grace_ends {
-            // Sidecars that wait for their turn are killed with the others when the time is over.
-            for slot in &mut self.slots {
-                if matches!(slot.state, State::Running { .. }) && slot.kill_at.is_none() {
-                    slot.kill_at = Some(grace_ends);
-                }
-            }
-        }
-        if !self.slots.iter().any(active) {
-            self.finish(actions);
         }
     }
 

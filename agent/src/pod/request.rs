@@ -3,11 +3,13 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use protobuf::MessageField;
 use vmpod_agent_protocol::limits::{CONTAINERS, NAME_BYTES, OCI_SPEC_BYTES};
 use vmpod_agent_protocol::messages::{self, PodContainer, StartPodRequest};
 
 use super::backoff::BackoffPolicy;
-use super::machine::{PodSettings, RestartPolicy, Role};
+use super::machine::{PodSettings, RestartPolicy, Role, Traits};
+use crate::probe::{self, Handler, HandlerError, Probe};
 
 /// Longest container name (Kubernetes: a DNS label).
 const CONTAINER_NAME_BYTES: usize = 63;
@@ -19,11 +21,61 @@ pub struct RequestError {
     what: String,
 }
 
-/// Checks a request. The containers come back in the order of the settings' roles.
+/// Probes and hooks of a container.
+#[derive(Clone, Debug, Default)]
+pub struct Care {
+    /// Startup probe.
+    pub startup: Option<Probe>,
+    /// Readiness probe.
+    pub readiness: Option<Probe>,
+    /// Liveness probe.
+    pub liveness: Option<Probe>,
+    /// postStart hook.
+    pub post_start: Option<Handler>,
+    /// preStop hook.
+    pub pre_stop: Option<Handler>,
+}
+
+impl Care {
+    fn of(container: &PodContainer) -> Result<Self, RequestError> {
+        let bad = |field: &str, error: &HandlerError| RequestError {
+            what: format!("container {}: {field}: {error}", container.name),
+        };
+        let probe = |field: &str, told: &MessageField<messages::Probe>| {
+            let told = told.as_ref().map(probe::probe);
+            told.transpose().map_err(|error| bad(field, &error))
+        };
+        let hook = |field: &str, told: &MessageField<messages::Handler>| {
+            let told = told.as_ref().map(probe::handler);
+            told.transpose().map_err(|error| bad(field, &error))
+        };
+        Ok(Self {
+            startup: probe("startup probe", &container.startup_probe)?,
+            readiness: probe("readiness probe", &container.readiness_probe)?,
+            liveness: probe("liveness probe", &container.liveness_probe)?,
+            post_start: hook("postStart hook", &container.post_start)?,
+            pre_stop: hook("preStop hook", &container.pre_stop)?,
+        })
+    }
+}
+
+/// A request that was checked. The lists are in the order of the settings' containers.
+#[derive(Debug)]
+pub struct Checked {
+    /// What the machine is made from.
+    pub settings: PodSettings,
+    /// The containers.
+    pub containers: Vec<PodContainer>,
+    /// Their probes and hooks.
+    pub care: Vec<Care>,
+}
+
+/// Checks a request.
 ///
 /// # Errors
-/// No main container, too many, a bad or repeated name, a field that exceeds its limit.
-pub fn check(request: StartPodRequest) -> Result<(PodSettings, Vec<PodContainer>), RequestError> {
+/// No main container, too many, a bad or repeated name, a probe or hook that cannot be meant, a field that exceeds its
+/// limit.
+pub fn check(request: StartPodRequest) -> Result<Checked, RequestError> {
     let fail = |what: String| Err(RequestError { what });
     let total = request
         .init_containers
@@ -77,12 +129,25 @@ pub fn check(request: StartPodRequest) -> Result<(PodSettings, Vec<PodContainer>
             Role::Init
         }
     };
-    let roles = request
+    let roles: Vec<Role> = request
         .init_containers
         .iter()
         .map(role)
         .chain(request.containers.iter().map(|_| Role::Main))
         .collect();
+    let care: Vec<Care> = request
+        .init_containers
+        .iter()
+        .chain(&request.containers)
+        .map(Care::of)
+        .collect::<Result<_, _>>()?;
+    let traits = |(role, care): (Role, &Care)| Traits {
+        role,
+        post_start: care.post_start.is_some(),
+        pre_stop: care.pre_stop.is_some(),
+        startup_probe: care.startup.is_some(),
+        readiness_probe: care.readiness.is_some(),
+    };
     let restart_policy = match request.restart_policy.enum_value() {
         Ok(messages::RestartPolicy::ALWAYS) => RestartPolicy::Always,
         Ok(messages::RestartPolicy::ON_FAILURE) => RestartPolicy::OnFailure,
@@ -98,7 +163,7 @@ pub fn check(request: StartPodRequest) -> Result<(PodSettings, Vec<PodContainer>
         }
     };
     let settings = PodSettings {
-        roles,
+        containers: roles.into_iter().zip(&care).map(traits).collect(),
         restart_policy,
         backoff: BackoffPolicy {
             initial: millis(request.backoff_initial_ms, default.initial),
@@ -111,7 +176,11 @@ pub fn check(request: StartPodRequest) -> Result<(PodSettings, Vec<PodContainer>
     };
     let mut containers = request.init_containers;
     containers.extend(request.containers);
-    Ok((settings, containers))
+    Ok(Checked {
+        settings,
+        containers,
+        care,
+    })
 }
 
 #[cfg(test)]
@@ -139,8 +208,13 @@ mod tests {
             sidecar: true,
             ..Default::default()
         }];
-        let (settings, containers) = check(good).unwrap();
-        assert_eq!(settings.roles, [Role::Sidecar, Role::Main, Role::Main]);
+        let Checked {
+            settings,
+            containers,
+            ..
+        } = check(good).unwrap();
+        let roles: Vec<_> = settings.containers.iter().map(|t| t.role).collect();
+        assert_eq!(roles, [Role::Sidecar, Role::Main, Role::Main]);
         assert_eq!(containers[2].name, "b-1");
         assert_eq!(settings.backoff, BackoffPolicy::default());
     }
@@ -156,6 +230,10 @@ mod tests {
             let said = check(bad).unwrap_err().to_string();
             assert!(said.contains(word), "{said}");
         }
+        let mut hooked = request(&["a"]);
+        hooked.containers[0].pre_stop = Some(messages::Handler::default()).into();
+        let said = check(hooked).unwrap_err().to_string();
+        assert!(said.contains("container a: preStop hook"), "{said}");
         let mut large = request(&["a"]);
         large.containers[0].oci_spec = vec![0; OCI_SPEC_BYTES + 1];
         assert!(check(large).unwrap_err().to_string().contains("exceeds"));

@@ -84,7 +84,10 @@ impl ContainerRecord {
     pub(super) fn status(&self, slot: &Slot) -> ContainerStatus {
         let (state, reason, message) = match slot.state {
             State::Waiting => (ContainerState::WAITING, "PodInitializing", String::new()),
-            State::Starting => (ContainerState::WAITING, "ContainerCreating", String::new()),
+            // As the kubelet has it: a container counts as running when its postStart hook is through.
+            State::Starting | State::PostStart { .. } => {
+                (ContainerState::WAITING, "ContainerCreating", String::new())
+            }
             State::Preparing { .. } if slot.delay.is_zero() => {
                 (ContainerState::WAITING, "ContainerCreating", String::new())
             }
@@ -126,6 +129,8 @@ impl ContainerRecord {
             started_at_ns: self.started_at_ns,
             pid: self.pid,
             next_start_ns: self.next_start_ns,
+            started: slot.started,
+            ready: slot.ready,
             ..Default::default()
         }
     }

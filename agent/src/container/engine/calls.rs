@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use vmpod_agent_protocol::messages::{ExitStatus, Stdio};
 
-use super::{Engine, unknown};
+use super::{Engine, OWN_RUN, unknown};
 use crate::container::api::{
     ContainerError, Containers, CreateContainer, CreateExec, ExecOutcome, ProcessName,
 };
@@ -88,7 +88,7 @@ impl Containers for Engine {
         output_limit: usize,
     ) -> Result<ExecOutcome, ContainerError> {
         let number = self.inner.next_run.fetch_add(1, Ordering::Relaxed);
-        let name = ProcessName::exec(container, format!("vmpod-run-{number}"));
+        let name = ProcessName::exec(container, format!("{OWN_RUN}{number}"));
         let engine = self.clone();
         // In a task of its own, so that the process is removed even when the caller gives up.
         detached(async move { engine.run_named(&name, process, time, output_limit).await }).await

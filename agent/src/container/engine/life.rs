@@ -13,7 +13,7 @@ use vmpod_agent_protocol::limits::{CONTAINERS, EXECS, OCI_SPEC_BYTES};
 use vmpod_agent_protocol::messages::{Event, EventKind, ExitStatus};
 
 use super::process::Stage;
-use super::{Container, DEATH_WAIT, Inner, launch, report, unknown, until};
+use super::{Container, DEATH_WAIT, Inner, OWN_RUN, launch, report, unknown, until};
 use crate::container::api::{ContainerError, CreateContainer, CreateExec, ProcessName};
 use crate::container::group::Group;
 use crate::container::hooks;
@@ -22,6 +22,11 @@ use crate::container::process_plan::ProcessPlan;
 use crate::container::step::{At as _, StepError};
 use crate::process::Exit;
 use crate::stdio::Tail;
+
+/// What probes and hooks run (`Containers::run`) is nobody's news: their results are.
+fn is_own_run(exec: &str) -> bool {
+    exec.starts_with(OWN_RUN)
+}
 
 impl Inner {
     pub(super) async fn create(
@@ -236,6 +241,9 @@ impl Inner {
         tokio::spawn(async move {
             if let Ok(exit) = exit.await {
                 let status = process.end(exit, false, String::new()).await;
+                if is_own_run(&name.exec) {
+                    return;
+                }
                 self.events.push(Event {
                     pid,
                     exit: Some(status).into(),
@@ -256,6 +264,9 @@ impl Inner {
         };
         process
             .start(|| {
+                if is_own_run(&name.exec) {
+                    return;
+                }
                 self.events.push(Event {
                     pid: process.pid,
                     ..self.event(kind, &name, container.label.as_ref())

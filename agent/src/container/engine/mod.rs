@@ -28,6 +28,9 @@ use super::step::StepError;
 use crate::event_log::EventLog;
 use crate::process::Reaper;
 use crate::stdio::{ProcessStreams, Tail};
+
+/// How the ids of execs begin that the agent runs by itself, for probes and hooks.
+const OWN_RUN: &str = "vmpod-run-";
 use oom::OomWatch;
 use process::{Process, Stage};
 

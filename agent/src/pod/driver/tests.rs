@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
-use vmpod_agent_protocol::messages::{ContainerState, PodPhase};
+use vmpod_agent_protocol::messages::{ContainerState, EventKind, PodPhase};
 
 use super::*;
 use crate::container::{ContainerError, CreateExec, ExecOutcome};
@@ -23,6 +23,9 @@ struct Inner {
     created: Vec<(String, Option<String>)>,
     signals: Vec<(String, u32)>,
     refuse: HashMap<String, ContainerError>,
+    /// Commands that were run in containers, and the code that the next ones end with.
+    ran: Vec<(String, String)>,
+    code: u32,
 }
 
 impl Fake {
@@ -79,12 +82,22 @@ impl Containers for Fake {
     }
     async fn run(
         &self,
-        _: &str,
-        _: Vec<u8>,
+        container: &str,
+        process: Vec<u8>,
         _: Duration,
         _: usize,
     ) -> Result<ExecOutcome, ContainerError> {
-        Ok(ExecOutcome::default())
+        let mut inner = self.inner.lock().unwrap();
+        let process: serde_json::Value = serde_json::from_slice(&process).unwrap();
+        let command = process["args"][0].as_str().unwrap().to_owned();
+        inner.ran.push((container.to_owned(), command));
+        Ok(ExecOutcome {
+            exit: Some(ExitStatus {
+                code: inner.code,
+                ..Default::default()
+            }),
+            output: b"its words".to_vec(),
+        })
     }
     fn output_tail(&self, _: &str) -> Vec<u8> {
         b"last words".to_vec()
@@ -312,4 +325,117 @@ async fn stop_signals_then_kills_and_says_why() {
     })
     .await;
     assert_eq!(pod.status().unwrap().message, "asked to");
+}
+
+fn exec(command: &str) -> Option<messages::Handler> {
+    Some(messages::Handler {
+        exec: Some(messages::ExecHandler {
+            command: vec![command.into()],
+            ..Default::default()
+        })
+        .into(),
+        ..Default::default()
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn liveness_that_fails_ends_and_restarts_the_container_and_says_so_in_order() {
+    let fake = Fake::default();
+    let pod = PodDriver::new(fake.clone());
+    let mut request = request(messages::RestartPolicy::ALWAYS, &[], &["a"]);
+    request.containers[0].liveness_probe = Some(messages::Probe {
+        handler: exec("alive").into(),
+        initial_delay_seconds: 5,
+        period_seconds: 2,
+        failure_threshold: 2,
+        ..Default::default()
+    })
+    .into();
+    request.containers[0].pre_stop = exec("bye").into();
+    pod.start(request).unwrap();
+    fake.inner.lock().unwrap().code = 1;
+    let began = Instant::now();
+    until("signal", || {
+        fake.inner.lock().unwrap().signals == [("a.0".to_owned(), 15)]
+    })
+    .await;
+    // 5 s of delay, then two attempts.
+    assert_eq!(began.elapsed().as_secs(), 7);
+    let ran = |command: &str| ("a.0".to_owned(), command.to_owned());
+    assert_eq!(
+        fake.inner.lock().unwrap().ran,
+        [ran("alive"), ran("alive"), ran("bye")]
+    );
+    fake.end("a.0", 0);
+    until("asks for a root", || {
+        pod.provide_rootfs(ProvideRootfsRequest {
+            container: "a".into(),
+            attempt: 1,
+            rootfs: "/a.1".into(),
+            ..Default::default()
+        })
+        .is_ok()
+    })
+    .await;
+    until("runs again", || {
+        let status = pod.status().unwrap().containers[0].clone();
+        status.attempt == 1 && status.ready
+    })
+    .await;
+    let events = fake.log.next(0, 0).await.events;
+    let words: Vec<_> = events
+        .iter()
+        .filter(|e| !e.message.is_empty())
+        .map(|e| e.message.as_str())
+        .collect();
+    assert_eq!(
+        words,
+        [
+            "Liveness probe failed: its words",
+            "Liveness probe failed: its words",
+            "Container a failed liveness probe, will be restarted",
+            "PreStopHook failed: command \"bye\" failed: its words",
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn readiness_is_in_the_status_and_an_event() {
+    let fake = Fake::default();
+    let pod = PodDriver::new(fake.clone());
+    let mut request = request(messages::RestartPolicy::ALWAYS, &[], &["a"]);
+    request.containers[0].readiness_probe = Some(messages::Probe {
+        handler: exec("ready").into(),
+        ..Default::default()
+    })
+    .into();
+    pod.start(request).unwrap();
+    let ready = || pod.status().unwrap().containers[0].ready;
+    until("ready", ready).await;
+    fake.inner.lock().unwrap().code = 1;
+    until("not ready", || !ready()).await;
+    let status = pod.status().unwrap().containers[0].clone();
+    assert!(status.started);
+    assert_eq!(status.state, ContainerState::STARTED.into());
+    let kinds = kinds(&fake.log.next(0, 0).await);
+    let at = |kind| kinds.iter().position(|k| *k == kind).unwrap();
+    assert!(at(EventKind::CONTAINER_READY) < at(EventKind::PROBE_FAILED));
+    assert!(at(EventKind::PROBE_FAILED) < at(EventKind::CONTAINER_NOT_READY));
+}
+
+#[tokio::test(start_paused = true)]
+async fn post_start_hook_that_fails_ends_its_container() {
+    let fake = Fake::default();
+    let pod = PodDriver::new(fake.clone());
+    let mut request = request(messages::RestartPolicy::NEVER, &[], &["a", "b"]);
+    request.containers[0].post_start = exec("hello").into();
+    fake.inner.lock().unwrap().code = 3;
+    pod.start(request).unwrap();
+    until("signal", || !fake.inner.lock().unwrap().signals.is_empty()).await;
+    let status = pod.status().unwrap().containers[0].clone();
+    assert_eq!(status.reason, "ContainerCreating");
+    assert!(!status.started && !status.ready);
+    assert_eq!(fake.created(), ["a.0"], "the next one waits for the hook");
+    fake.end("a.0", 143);
+    until("the next one", || fake.created() == ["a.0", "b.0"]).await;
 }

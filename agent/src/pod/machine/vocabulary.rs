@@ -29,11 +29,39 @@ pub enum Role {
     Main,
 }
 
+/// What the machine must know of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traits {
+    /// Role.
+    pub role: Role,
+    /// Has a postStart hook.
+    pub post_start: bool,
+    /// Has a preStop hook.
+    pub pre_stop: bool,
+    /// Counts as started only when its startup probe has succeeded.
+    pub startup_probe: bool,
+    /// Counts as ready only when its readiness probe has succeeded.
+    pub readiness_probe: bool,
+}
+
+impl From<Role> for Traits {
+    /// A container without hooks and probes.
+    fn from(role: Role) -> Self {
+        Self {
+            role,
+            post_start: false,
+            pre_stop: false,
+            startup_probe: false,
+            readiness_probe: false,
+        }
+    }
+}
+
 /// What the machine is made from.
 #[derive(Clone, Debug)]
 pub struct PodSettings {
-    /// Roles in manifest order: init containers and sidecars first.
-    pub roles: Vec<Role>,
+    /// Containers in manifest order: init containers and sidecars first.
+    pub containers: Vec<Traits>,
     /// Restart policy of init and main containers.
     pub restart_policy: RestartPolicy,
     /// Restart delays.
@@ -58,6 +86,11 @@ pub enum State {
     },
     /// Being created.
     Starting,
+    /// Its process runs; the end of its postStart hook is awaited.
+    PostStart {
+        /// Start.
+        since: Time,
+    },
     /// Runs since.
     Running {
         /// Start.
@@ -75,6 +108,7 @@ pub enum State {
 pub struct Slot {
     /// Role.
     pub role: Role,
+    pub(super) traits: Traits,
     /// State.
     pub state: State,
     /// Attempt that the state is about, from 0.
@@ -82,9 +116,53 @@ pub struct Slot {
     pub(super) backoff: Backoff,
     /// Delay that the present wait is for, for words.
     pub delay: Duration,
-    /// When it is killed if it still runs.
-    pub(super) kill_at: Option<Time>,
-    pub(super) stop_sent: bool,
+    /// Runs, and its startup probe has succeeded where there is one.
+    pub started: bool,
+    /// Started, and its readiness probe says so where there is one.
+    pub ready: bool,
+    pub(super) ending: Ending,
+    /// A failed probe ended it: it is restarted although it may end with 0.
+    pub(super) condemned: bool,
+}
+
+/// How far the end of a container has come that was asked to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Nobody asked.
+    No,
+    /// Its preStop hook runs.
+    Hook { grace_ends: Time },
+    /// A sidecar that waits for those that end before it.
+    Turn { grace_ends: Time },
+    /// Has its stop signal.
+    Signalled { kill_at: Time },
+    /// Was killed.
+    Killed,
+}
+
+impl Slot {
+    /// Whether its process runs, as far as is known.
+    pub(super) fn runs(&self) -> bool {
+        matches!(self.state, State::PostStart { .. } | State::Running { .. })
+    }
+
+    /// Whether it runs or is about to.
+    pub(super) fn active(&self) -> bool {
+        self.state == State::Starting || self.runs()
+    }
+}
+
+/// Why a container is ended, as the event says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KillReason {
+    /// The pod ends.
+    PodEnds,
+    /// Its startup probe failed as often as it may.
+    Startup,
+    /// Its liveness probe failed as often as it may.
+    Liveness,
+    /// Its postStart hook failed.
+    PostStart,
 }
 
 /// Phase of the pod (PodStatus.phase).
@@ -137,6 +215,49 @@ pub enum Input {
         /// Exit code 0.
         success: bool,
     },
+    /// The postStart hook is through.
+    PostStarted {
+        /// Container.
+        index: usize,
+        /// Attempt.
+        attempt: u32,
+        /// Whether it succeeded.
+        success: bool,
+    },
+    /// The preStop hook is through, whatever came of it.
+    PreStopped {
+        /// Container.
+        index: usize,
+        /// Attempt.
+        attempt: u32,
+    },
+    /// The startup probe has succeeded.
+    StartupPassed {
+        /// Container.
+        index: usize,
+        /// Attempt.
+        attempt: u32,
+    },
+    /// The readiness probe has changed its mind.
+    Readiness {
+        /// Container.
+        index: usize,
+        /// Attempt.
+        attempt: u32,
+        /// Its word.
+        ready: bool,
+    },
+    /// The startup or liveness probe has failed as often as it may.
+    Unhealthy {
+        /// Container.
+        index: usize,
+        /// Attempt.
+        attempt: u32,
+        /// Which probe.
+        reason: KillReason,
+        /// The probe's grace; `None` is the pod's own.
+        grace: Option<Duration>,
+    },
     /// Bring the pod down.
     Stop {
         /// Grace; `None` is the pod's own.
@@ -162,6 +283,42 @@ pub enum Action {
         index: usize,
         /// Attempt.
         attempt: u32,
+    },
+    /// Run the postStart hook.
+    PostStart {
+        /// Container.
+        index: usize,
+    },
+    /// The container counts as running: begin its probes.
+    Watch {
+        /// Container.
+        index: usize,
+    },
+    /// Say that the container is being ended; liveness and startup probes are over.
+    Ending {
+        /// Container.
+        index: usize,
+        /// Why.
+        reason: KillReason,
+    },
+    /// Run the preStop hook.
+    PreStop {
+        /// Container.
+        index: usize,
+        /// Longest time that it may take.
+        limit: Duration,
+    },
+    /// Say that the startup probe has succeeded.
+    StartupPassed {
+        /// Container.
+        index: usize,
+    },
+    /// Say that the container has become ready, or is not any more.
+    Ready {
+        /// Container.
+        index: usize,
+        /// Which of the two.
+        ready: bool,
     },
     /// Send the stop signal.
     Stop {
