@@ -150,6 +150,68 @@ impl Pod {
         })
     }
 
+    /// Its events so far, in order, each as `KIND container: message`, with the moment in nanoseconds.
+    ///
+    /// # Panics
+    /// When `vmpod events` says no JSON.
+    #[must_use]
+    pub fn events(&self) -> Vec<(i64, String)> {
+        let lines = vmpod(["events", "--output", "json", &self.name]).ok();
+        let event = |line: &str| {
+            let event: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+            let text = |field: &str| event[field].as_str().unwrap_or_default().to_owned();
+            let at = event["at_ns"].as_i64().expect("a moment");
+            let words = format!(
+                "{} {}: {}",
+                text("kind"),
+                text("container"),
+                text("message")
+            );
+            (at, words)
+        };
+        lines.lines().map(event).collect()
+    }
+
+    /// Waits for an event whose words begin so, and returns its moment and words.
+    ///
+    /// # Panics
+    /// When it does not come.
+    pub fn await_event(&self, beginning: &str) -> (i64, String) {
+        eventually(&format!("event {beginning:?} of pod {}", self.name), || {
+            self.events()
+                .into_iter()
+                .find(|(_, words)| words.starts_with(beginning))
+        })
+    }
+
+    /// Moments of the first events whose words begin so, which must be in this order.
+    ///
+    /// # Panics
+    /// When one is missing or they came in another order.
+    pub fn assert_order(&self, beginnings: &[&str]) -> Vec<i64> {
+        let events = self.events();
+        let list = || {
+            let words: Vec<_> = events.iter().map(|(at, w)| format!("{at} {w}")).collect();
+            words.join("\n")
+        };
+        let moments: Vec<i64> = beginnings
+            .iter()
+            .map(|beginning| {
+                events
+                    .iter()
+                    .find(|(_, words)| words.starts_with(beginning))
+                    .unwrap_or_else(|| panic!("no event {beginning:?} in\n{}", list()))
+                    .0
+            })
+            .collect();
+        assert!(
+            moments.is_sorted(),
+            "{beginnings:?} is not the order of\n{}",
+            list()
+        );
+        moments
+    }
+
     /// A container's log.
     #[must_use]
     pub fn logs(&self, container: &str) -> String {

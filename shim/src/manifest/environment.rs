@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVar, Pod, Secret};
 
 use super::documents::Objects;
 use super::names;
-use super::plan::{EnvPlan, EnvValue, Limits, Resources};
+use super::plan::{EnvPlan, EnvValue, Limits, MachineShare, Resources};
 use super::problem::Collector;
 use super::quantity;
 
@@ -115,7 +115,8 @@ fn variable_value(
         let path = format!("{path}.valueFrom.resourceFieldRef");
         let divisor = r.divisor.as_ref().map_or("0", |d| d.0.as_str());
         return match resource(&r.resource, divisor, amounts) {
-            Ok(value) => Some(EnvValue::Literal(value.to_string())),
+            Ok(ResourceAmount::Known(value)) => Some(EnvValue::Literal(value.to_string())),
+            Ok(ResourceAmount::OfMachine(share)) => Some(EnvValue::Machine(share)),
             Err(why) => {
                 collector.invalid(format!("{path}.resource"), &r.resource, why);
                 None
@@ -181,6 +182,25 @@ fn text_of_secret(secret: &Secret) -> BTreeMap<String, String> {
 }
 
 fn field(path: &str, sources: &Sources<'_>) -> Option<EnvValue> {
+    let text = match path {
+        "metadata.labels" | "metadata.annotations" => return None,
+        "spec.nodeName" => sources.node_name.to_owned(),
+        "spec.serviceAccountName" => sources
+            .pod
+            .spec
+            .as_ref()
+            .and_then(|s| s.service_account_name.clone())
+            .unwrap_or_else(|| "default".into()),
+        "status.podIP" | "status.podIPs" => return Some(EnvValue::PodIp),
+        "status.hostIP" | "status.hostIPs" => return Some(EnvValue::HostIp),
+        _ => metadata_text(path, sources)?,
+    };
+    Some(EnvValue::Literal(text))
+}
+
+/// A field of the pod's metadata as text; `None`: there is no such field. All labels or annotations are one line each,
+/// `key="value"`, by key.
+pub(super) fn metadata_text(path: &str, sources: &Sources<'_>) -> Option<String> {
     let metadata = &sources.pod.metadata;
     let keyed = |name: &str| {
         path.strip_prefix(name)?
@@ -194,19 +214,20 @@ fn field(path: &str, sources: &Sources<'_>) -> Option<EnvValue> {
             .cloned()
             .unwrap_or_default()
     };
-    let text = match path {
+    let all = |map: &Option<BTreeMap<String, String>>| {
+        let lines: Vec<String> = map
+            .iter()
+            .flatten()
+            .map(|(key, value)| format!("{key}={}", quoted(value)))
+            .collect();
+        lines.join("\n")
+    };
+    Some(match path {
         "metadata.name" => metadata.name.clone().unwrap_or_default(),
         "metadata.namespace" => sources.namespace.to_owned(),
         "metadata.uid" => sources.uid.to_owned(),
-        "spec.nodeName" => sources.node_name.to_owned(),
-        "spec.serviceAccountName" => sources
-            .pod
-            .spec
-            .as_ref()
-            .and_then(|s| s.service_account_name.clone())
-            .unwrap_or_else(|| "default".into()),
-        "status.podIP" | "status.podIPs" => return Some(EnvValue::PodIp),
-        "status.hostIP" | "status.hostIPs" => return Some(EnvValue::HostIp),
+        "metadata.labels" => all(&metadata.labels),
+        "metadata.annotations" => all(&metadata.annotations),
         _ => {
             if let Some(key) = keyed("metadata.labels") {
                 lookup(&metadata.labels, &key)
@@ -214,30 +235,66 @@ fn field(path: &str, sources: &Sources<'_>) -> Option<EnvValue> {
                 lookup(&metadata.annotations, &keyed("metadata.annotations")?)
             }
         }
-    };
-    Some(EnvValue::Literal(text))
+    })
 }
 
-fn resource(
+/// A text in the quotes of Go's `%q`, which the kubelet writes.
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c.is_ascii_control() => out.push_str(&format!("\\x{:02x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// What a `resourceFieldRef` comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ResourceAmount {
+    /// The container says it.
+    Known(u64),
+    /// The container has no limit: what the machine has, as Kubernetes takes what the node has.
+    OfMachine(MachineShare),
+}
+
+/// The value of `resource` of a container with these amounts.
+///
+/// # Errors
+/// In words that follow the resource's name.
+pub(super) fn resource(
     name: &str,
     divisor: &str,
     (requests, limits): (Resources, Limits),
-) -> Result<u64, &'static str> {
+) -> Result<ResourceAmount, &'static str> {
     let bad_divisor = "has a divisor that is no quantity";
-    let cpu = |millis: u64| -> Result<u64, &'static str> {
+    let cpu = |millis: Option<u64>| -> Result<ResourceAmount, &'static str> {
         let divisor = quantity::thousandths(divisor).map_err(|_| bad_divisor)?;
-        Ok(millis.div_ceil(if divisor == 0 { 1000 } else { divisor }))
+        let divisor = if divisor == 0 { 1000 } else { divisor };
+        Ok(match millis {
+            Some(millis) => ResourceAmount::Known(millis.div_ceil(divisor)),
+            None => ResourceAmount::OfMachine(MachineShare::CpuMillis { divisor }),
+        })
     };
-    let memory = |bytes: u64| -> Result<u64, &'static str> {
-        let divisor = quantity::units(divisor).map_err(|_| bad_divisor)?;
-        Ok(bytes.div_ceil(divisor.max(1)))
+    let memory = |bytes: Option<u64>| -> Result<ResourceAmount, &'static str> {
+        let divisor = quantity::units(divisor).map_err(|_| bad_divisor)?.max(1);
+        Ok(match bytes {
+            Some(bytes) => ResourceAmount::Known(bytes.div_ceil(divisor)),
+            None => ResourceAmount::OfMachine(MachineShare::MemoryBytes { divisor }),
+        })
     };
-    let unlimited = "has no limit, and a pod's share of the host is not fixed: set the limit";
     match name {
-        "requests.cpu" => cpu(requests.cpu_millis),
-        "requests.memory" => memory(requests.memory_bytes),
-        "limits.cpu" => cpu(limits.cpu_millis.ok_or(unlimited)?),
-        "limits.memory" => memory(limits.memory_bytes.ok_or(unlimited)?),
+        "requests.cpu" => cpu(Some(requests.cpu_millis)),
+        "requests.memory" => memory(Some(requests.memory_bytes)),
+        "limits.cpu" => cpu(limits.cpu_millis),
+        "limits.memory" => memory(limits.memory_bytes),
         _ => Err("is none of limits.cpu, limits.memory, requests.cpu, requests.memory"),
     }
 }
@@ -302,10 +359,22 @@ mod tests {
                 memory_bytes: Some(100 << 20),
             },
         );
-        assert_eq!(resource("limits.cpu", "0", amounts), Ok(2));
-        assert_eq!(resource("limits.cpu", "1m", amounts), Ok(1500));
-        assert_eq!(resource("limits.memory", "1Mi", amounts), Ok(100));
-        assert_eq!(resource("requests.cpu", "1m", amounts), Ok(250));
+        let known = |value| Ok(ResourceAmount::Known(value));
+        assert_eq!(resource("limits.cpu", "0", amounts), known(2));
+        assert_eq!(resource("limits.cpu", "1m", amounts), known(1500));
+        assert_eq!(resource("limits.memory", "1Mi", amounts), known(100));
+        assert_eq!(resource("requests.cpu", "1m", amounts), known(250));
         assert!(resource("limits.gpu", "0", amounts).is_err());
+        let unlimited = (Resources::default(), Limits::default());
+        let Ok(ResourceAmount::OfMachine(share)) = resource("limits.memory", "1Mi", unlimited)
+        else {
+            panic!("no limit is the machine's");
+        };
+        assert_eq!(share.amount(2, 576), 576);
+    }
+
+    #[test]
+    fn quoted_text_is_as_go_writes_it() {
+        assert_eq!(quoted("a\"b\\c\nd\u{1}é"), r#""a\"b\\c\nd\x01é""#);
     }
 }

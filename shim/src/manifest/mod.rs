@@ -3,12 +3,14 @@
 //! Text becomes documents with line numbers ([`source`]), documents become Kubernetes objects ([`documents`]), and a Pod
 //! becomes a [`plan`]: plain data with every default filled in. Nothing here touches the host.
 
-pub mod documents;
+pub mod care;
+mod documents;
 pub mod environment;
 mod names;
 pub mod plan;
 mod planner;
 pub mod problem;
+pub mod qos;
 pub mod quantity;
 pub mod sizing;
 pub mod source;

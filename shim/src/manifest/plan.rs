@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::care::CarePlan;
+
 /// A validated pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodPlan {
@@ -51,6 +53,9 @@ pub struct PodPlan {
     pub containers: Vec<ContainerPlan>,
     /// Sentences for the user about fields that are accepted and have no effect here.
     pub notes: Vec<String>,
+    /// The Pod object with its defaults, for `inspect`.
+    #[serde(skip)]
+    pub object: serde_json::Value,
 }
 
 impl PodPlan {
@@ -130,6 +135,13 @@ pub enum VolumeKind {
     Files {
         /// Relative path to content.
         files: BTreeMap<String, FileContent>,
+    },
+    /// The root file system of an image, read-only.
+    Image {
+        /// Image reference as written.
+        reference: String,
+        /// When it is pulled.
+        pull_policy: PullPolicy,
     },
 }
 
@@ -229,6 +241,8 @@ pub struct ContainerPlan {
     pub message_from_logs: bool,
     /// Signal that asks it to end; 0 means the image's, else SIGTERM.
     pub stop_signal: u32,
+    /// Probes and lifecycle hooks.
+    pub care: CarePlan,
     /// `volumeMounts`.
     pub mounts: Vec<MountPlan>,
     /// `resources.requests`, with limits where a request is absent.
@@ -259,6 +273,38 @@ pub enum EnvValue {
     PodIp,
     /// `status.hostIP`: the host's address on the pod's network.
     HostIp,
+    /// A limit that the container does not have: what its machine has.
+    Machine(MachineShare),
+}
+
+/// CPU or memory of a machine in units of a divisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MachineShare {
+    /// Thousandths of a CPU.
+    CpuMillis {
+        /// Not zero.
+        divisor: u64,
+    },
+    /// Bytes.
+    MemoryBytes {
+        /// Not zero.
+        divisor: u64,
+    },
+}
+
+impl MachineShare {
+    /// The number for a machine of this size, rounded up.
+    #[must_use]
+    pub fn amount(self, vcpus: u8, memory_mib: u64) -> u64 {
+        match self {
+            Self::CpuMillis { divisor } => {
+                (u64::from(vcpus).saturating_mul(1000)).div_ceil(divisor.max(1))
+            }
+            Self::MemoryBytes { divisor } => {
+                memory_mib.saturating_mul(1 << 20).div_ceil(divisor.max(1))
+            }
+        }
+    }
 }
 
 /// Limits of a container.

@@ -13,7 +13,8 @@ use super::plan::{
 use super::problem::{Collector, Problems};
 use super::sizing::machine_size;
 use super::source::Document;
-use super::{names, quantity, support, validate, volumes};
+use super::volumes::Surroundings;
+use super::{care, names, quantity, support, validate, volumes};
 
 /// Grace of pods that set none (Kubernetes API, PodSpec).
 const DEFAULT_GRACE_SECONDS: u32 = 30;
@@ -77,7 +78,6 @@ pub fn plan(
         uid,
         namespace,
     };
-    let volumes = volumes::volumes(spec, objects, &mut collector);
     let mut containers = |list: &[Container], section: &str| -> Vec<ContainerPlan> {
         list.iter()
             .enumerate()
@@ -97,6 +97,15 @@ pub fn plan(
         "initContainers",
     );
     let containers = containers(&spec.containers, "containers");
+    let size = machine_size(&init_containers, &containers, host.cpus);
+    let all: Vec<&ContainerPlan> = init_containers.iter().chain(&containers).collect();
+    let around = Surroundings {
+        objects,
+        sources,
+        containers: &all,
+        size,
+    };
+    let volumes = volumes::volumes(spec, &around, &mut collector);
     if !collector.problems.is_empty() {
         let mut problems = collector.problems;
         problems.sort_by_key(|p| p.line);
@@ -105,7 +114,6 @@ pub fn plan(
             problems,
         });
     }
-    let size = machine_size(&init_containers, &containers, host.cpus);
     Ok(PodPlan {
         name: name.to_owned(),
         namespace: namespace.to_owned(),
@@ -148,7 +156,24 @@ pub fn plan(
         init_containers,
         containers,
         notes,
+        object: object(pod, namespace, uid, &host.node_name),
     })
+}
+
+/// The Pod with the defaults that an API server fills in and `kubectl` shows.
+fn object(pod: &Pod, namespace: &str, uid: &str, node_name: &str) -> serde_json::Value {
+    let mut pod = pod.clone();
+    pod.metadata.namespace = Some(namespace.to_owned());
+    pod.metadata.uid = Some(uid.to_owned());
+    if let Some(spec) = &mut pod.spec {
+        spec.restart_policy.get_or_insert_with(|| "Always".into());
+        spec.dns_policy.get_or_insert_with(|| "ClusterFirst".into());
+        spec.termination_grace_period_seconds
+            .get_or_insert(i64::from(DEFAULT_GRACE_SECONDS));
+        spec.node_name.get_or_insert_with(|| node_name.to_owned());
+    }
+    // A typed object is always written again.
+    serde_json::to_value(&pod).unwrap_or_default()
 }
 
 fn hostname(spec: &PodSpec, name: &str, namespace: &str) -> String {
@@ -219,11 +244,7 @@ fn container(
     ContainerPlan {
         name: c.name.clone(),
         image: c.image.clone().unwrap_or_default(),
-        image_pull_policy: match c.image_pull_policy.as_deref() {
-            Some("Always") => PullPolicy::Always,
-            Some("Never") => PullPolicy::Never,
-            _ => PullPolicy::IfNotPresent,
-        },
+        image_pull_policy: pull_policy(c.image_pull_policy.as_deref()),
         sidecar: c.restart_policy.as_deref() == Some("Always"),
         command: c.command.clone().filter(|c| !c.is_empty()),
         args: c.args.clone().filter(|a| !a.is_empty()),
@@ -237,12 +258,30 @@ fn container(
             .clone()
             .unwrap_or_else(|| "/dev/termination-log".into()),
         message_from_logs: c.termination_message_policy.as_deref() == Some("FallbackToLogsOnError"),
-        stop_signal: 0,
+        stop_signal: stop_signal(c),
+        care: care::care(c),
         mounts: mounts(c),
         requests,
         limits,
         security: security(c.security_context.as_ref(), spec),
     }
+}
+
+pub(super) fn pull_policy(policy: Option<&str>) -> PullPolicy {
+    match policy {
+        Some("Always") => PullPolicy::Always,
+        Some("Never") => PullPolicy::Never,
+        _ => PullPolicy::IfNotPresent,
+    }
+}
+
+/// 0: the image's, or SIGTERM.
+fn stop_signal(c: &Container) -> u32 {
+    c.lifecycle
+        .as_ref()
+        .and_then(|l| l.stop_signal.as_deref())
+        .and_then(crate::oci::signal_number)
+        .unwrap_or(0)
 }
 
 fn resources(c: &Container) -> (Resources, Limits) {

@@ -1,5 +1,6 @@
 //! Checks of a Pod that the Kubernetes API server makes, with its words (`Required value`, `Invalid value`, ...).
 
+mod care;
 mod container;
 
 use std::collections::BTreeSet;
@@ -25,6 +26,7 @@ pub(super) fn spec(spec: &PodSpec, collector: &mut Collector<'_>) {
             collector.one_of(format!("{path}.restartPolicy"), policy, &["Always"]);
         }
         container(c, &path, &volumes, &mut seen, collector);
+        care::care(c, &path, c.restart_policy.is_none(), spec, collector);
     }
     for (i, c) in spec.containers.iter().enumerate() {
         let path = format!("spec.containers[{i}]");
@@ -35,6 +37,7 @@ pub(super) fn spec(spec: &PodSpec, collector: &mut Collector<'_>) {
             );
         }
         container(c, &path, &volumes, &mut seen, collector);
+        care::care(c, &path, false, spec, collector);
     }
 }
 
@@ -281,6 +284,18 @@ fn volumes(volumes: &[Volume], collector: &mut Collector<'_>) -> BTreeSet<String
                     format!("{path}.emptyDir.sizeLimit"),
                     &limit.0,
                     &why.to_string(),
+                );
+            }
+        }
+        if let Some(image) = &volume.image {
+            if image.reference.as_deref().unwrap_or_default().is_empty() {
+                collector.required(format!("{path}.image.reference"));
+            }
+            if let Some(policy) = &image.pull_policy {
+                collector.one_of(
+                    format!("{path}.image.pullPolicy"),
+                    policy,
+                    &["Always", "IfNotPresent", "Never"],
                 );
             }
         }

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::manifest::plan::{ContainerPlan, PodPlan};
 
-pub use signal::stop_signal;
+pub use signal::{signal_number, stop_signal};
 
 /// Who an image says its processes run as: `User` of its configuration, looked up in the image's own `/etc/passwd` and
 /// `/etc/group`, or what the manifest asks for, looked up there as well.

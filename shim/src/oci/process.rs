@@ -67,6 +67,7 @@ pub(super) fn environment(c: &Composition<'_>) -> Environment {
             }
             EnvValue::PodIp => c.addresses.pod_ip.clone(),
             EnvValue::HostIp => c.addresses.host_ip.clone(),
+            EnvValue::Machine(share) => share.amount(c.plan.vcpus, c.plan.memory_mib).to_string(),
         };
         set(&mut manifest, &variable.name, &value);
     }

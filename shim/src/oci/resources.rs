@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::manifest::plan::{ContainerPlan, PodPlan};
+use crate::manifest::qos::Qos;
 
 /// Length of a CPU bandwidth period in microseconds: Kubernetes' and the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
@@ -78,21 +79,10 @@ pub(super) fn devices(container: &ContainerPlan) -> Value {
 /// Kubernetes' score by quality of service: guaranteed pods are killed last, best-effort pods first, the others by how
 /// little of the machine they asked for.
 pub(super) fn oom_score_adj(plan: &PodPlan, container: &ContainerPlan) -> i64 {
-    let guaranteed = |c: &ContainerPlan| {
-        c.limits.cpu_millis == Some(c.requests.cpu_millis)
-            && c.limits.memory_bytes == Some(c.requests.memory_bytes)
-    };
-    let best_effort = |c: &ContainerPlan| {
-        c.requests.cpu_millis == 0
-            && c.requests.memory_bytes == 0
-            && c.limits.cpu_millis.is_none()
-            && c.limits.memory_bytes.is_none()
-    };
-    if plan.all_containers().all(guaranteed) {
-        return -997;
-    }
-    if plan.all_containers().all(best_effort) {
-        return 1000;
+    match Qos::of(plan) {
+        Qos::Guaranteed => return -997,
+        Qos::BestEffort => return 1000,
+        Qos::Burstable => {}
     }
     let machine = plan.memory_mib.saturating_mul(1 << 20).max(1);
     let share = container.requests.memory_bytes.saturating_mul(1000) / machine;

@@ -13,10 +13,12 @@ pub fn stop_signal(image: &ImageConfiguration) -> Option<u32> {
         .as_ref()?
         .trim()
         .to_ascii_uppercase();
-    parse(&text)
+    signal_number(&text)
 }
 
-fn parse(text: &str) -> Option<u32> {
+/// Number of a signal given by number or by name, with or without `SIG`, in upper case.
+#[must_use]
+pub fn signal_number(text: &str) -> Option<u32> {
     if let Ok(number) = text.parse::<u32>() {
         return (1..=64).contains(&number).then_some(number);
     }
@@ -42,10 +44,10 @@ fn parse(text: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::signal_number;
 
     #[test]
-    fn parse_of_each_form_gives_the_number() {
+    fn signal_number_of_each_form_gives_the_number() {
         for (text, want) in [
             ("SIGTERM", Some(15)),
             ("QUIT", Some(3)),
@@ -56,7 +58,7 @@ mod tests {
             ("65", None),
             ("SIGNONE", None),
         ] {
-            assert_eq!(parse(text), want, "{text}");
+            assert_eq!(signal_number(text), want, "{text}");
         }
     }
 }

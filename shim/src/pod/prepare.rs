@@ -19,7 +19,8 @@ use crate::host::bundle::{Bundle, PartMissing};
 use crate::host::capacity::Capacity;
 use crate::host::disk_room::{self, DiskFull};
 use crate::images::{Image, UserError, resolve_user};
-use crate::manifest::plan::{ContainerPlan, PodPlan, VolumeKind};
+use crate::manifest::plan::{ContainerPlan, PodPlan, PullPolicy, VolumeKind};
+use crate::manifest::qos::Qos;
 use crate::network::{self, NetworkError};
 use crate::oci::{self, ComposeError, Composition, ContainerUser, PodAddresses};
 
@@ -52,6 +53,16 @@ pub enum PrepareError {
     Image {
         /// Container.
         container: String,
+        /// Image as written.
+        image: String,
+        /// The error with its causes.
+        message: String,
+    },
+    /// The image of a volume.
+    #[error("volume {volume}: image {image:?}: {message}")]
+    VolumeImage {
+        /// Volume.
+        volume: String,
         /// Image as written.
         image: String,
         /// The error with its causes.
@@ -110,11 +121,12 @@ pub struct PrepareOptions {
     pub extra_cmdline: String,
 }
 
-/// Gets the image of a container, from the store or from elsewhere.
+/// Gets an image by the reference that the manifest has, from the store or from elsewhere.
 pub type ImageSource<'a> =
-    dyn FnMut(&ContainerPlan) -> Result<Image, Box<dyn std::error::Error>> + 'a;
+    dyn FnMut(&str, PullPolicy) -> Result<Image, Box<dyn std::error::Error>> + 'a;
 
-/// Prepares `plan`. `image` is asked for each container's image once the pod is admitted, and may fetch it.
+/// Prepares `plan`. `image` is asked for each container's image, and those of volumes, once the pod is admitted, and may
+/// fetch it.
 ///
 /// # Errors
 /// What cannot be had; nothing is left behind then.
@@ -164,7 +176,8 @@ fn fill(
 ) -> Result<PodRecord, PrepareError> {
     let mut images = Vec::new();
     for container in plan.all_containers() {
-        images.push(image(container).map_err(|error| PrepareError::Image {
+        let found = image(&container.image, container.image_pull_policy);
+        images.push(found.map_err(|error| PrepareError::Image {
             container: container.name.clone(),
             image: container.image.clone(),
             message: chain(error.as_ref()),
@@ -222,6 +235,22 @@ fn fill(
                     })?;
                 VolumeSource::Files
             }
+            VolumeKind::Image {
+                reference,
+                pull_policy,
+            } => {
+                let found = image(reference, *pull_policy);
+                let found = found.map_err(|error| PrepareError::VolumeImage {
+                    volume: volume.name.clone(),
+                    image: reference.clone(),
+                    message: chain(error.as_ref()),
+                })?;
+                VolumeSource::Image {
+                    reference: reference.clone(),
+                    digest: found.digest.to_string(),
+                    layers: found.layers.clone(),
+                }
+            }
         };
         volumes.push(VolumeRecord {
             name: volume.name.clone(),
@@ -265,7 +294,13 @@ fn fill(
         init_containers,
         containers,
         remove_when_done: options.remove_when_done,
+        qos: Qos::of(plan),
     };
+    // For `inspect` alone: a pod runs without it.
+    let object = serde_json::to_vec(&plan.object).unwrap_or_default();
+    if let Err(error) = std::fs::write(reserved.paths.manifest(), object) {
+        tracing::warn!(error = chain(&error), "cannot keep the pod's manifest");
+    }
     durable::write_json(&reserved.paths.config(), &record)?;
     durable::write_json(&reserved.paths.status(), &PodStatus::preparing(&record))?;
     Ok(record)
@@ -317,6 +352,7 @@ fn compose(
         } else {
             container.stop_signal
         },
+        care: container.care.clone(),
     })
 }
 
@@ -355,11 +391,20 @@ pub fn images_in_use(roots: &Roots) -> Vec<String> {
         .iter()
         .filter_map(|path| durable::read_json::<PodRecord>(path).ok())
         .flat_map(|record| {
+            let of_volumes = record
+                .volumes
+                .into_iter()
+                .filter_map(|volume| match volume.source {
+                    VolumeSource::Image { digest, .. } => Some(digest),
+                    _ => None,
+                });
             record
                 .init_containers
                 .into_iter()
                 .chain(record.containers)
                 .map(|container| container.image_digest)
+                .chain(of_volumes)
+                .collect::<Vec<_>>()
         })
         .collect();
     found.sort();

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::manifest::care::CarePlan;
 use crate::manifest::plan::{HostPathType, HostPort, Resources, RestartPolicy};
+use crate::manifest::qos::Qos;
 use crate::network::Place;
 
 /// Version of the files below a pod's directory. Raised when an older `vmpod` would misread them.
@@ -81,6 +83,9 @@ pub struct PodRecord {
     pub containers: Vec<ContainerRecord>,
     /// Everything of the pod goes when it has ended.
     pub remove_when_done: bool,
+    /// `status.qosClass`.
+    #[serde(default)]
+    pub qos: Qos,
 }
 
 /// The machine of a pod.
@@ -138,6 +143,15 @@ pub enum VolumeSource {
     },
     /// Files that were written when the pod was prepared.
     Files,
+    /// The root file system of an image.
+    Image {
+        /// Image as the manifest names it.
+        reference: String,
+        /// Digest of its manifest.
+        digest: String,
+        /// Directories of the unpacked layers, top-most first.
+        layers: Vec<PathBuf>,
+    },
 }
 
 /// A volume in guest memory.
@@ -180,4 +194,7 @@ pub struct ContainerRecord {
     pub message_from_logs: bool,
     /// Signal that ends it; 0: SIGTERM.
     pub stop_signal: u32,
+    /// Probes and lifecycle hooks.
+    #[serde(default)]
+    pub care: CarePlan,
 }

@@ -153,6 +153,12 @@ impl PodPaths {
         self.run.join("config.json")
     }
 
+    /// The Pod object of the manifest, its defaults filled in.
+    #[must_use]
+    pub fn manifest(&self) -> PathBuf {
+        self.run.join("manifest.json")
+    }
+
     /// The pod's status as of the last event.
     #[must_use]
     pub fn status(&self) -> PathBuf {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use vmpod_agent_protocol::{limits, messages};
 
+use super::conditions::{self, Condition};
 use super::process::ProcessIdentity;
 use super::record::{ContainerRecord, PodRecord};
 
@@ -85,6 +86,9 @@ pub struct PodStatus {
     pub guest: BTreeMap<String, String>,
     /// The supervisor was gone when this was written by somebody else.
     pub abandoned: bool,
+    /// `status.conditions`.
+    #[serde(default)]
+    pub conditions: Vec<Condition>,
 }
 
 /// State of a container.
@@ -113,6 +117,9 @@ impl std::fmt::Display for ContainerState {
 pub struct ContainerStatus {
     /// Name in the manifest.
     pub name: String,
+    /// An init container that keeps running.
+    #[serde(default)]
+    pub sidecar: bool,
     /// Image as the manifest names it.
     pub image: String,
     /// Digest of the image's manifest.
@@ -135,6 +142,12 @@ pub struct ContainerStatus {
     pub exit: Option<Exit>,
     /// How the attempt before ended.
     pub last_exit: Option<Exit>,
+    /// Runs, its postStart hook is through and its startup probe has succeeded.
+    #[serde(default)]
+    pub started: bool,
+    /// Started, and its readiness probe says so where there is one.
+    #[serde(default)]
+    pub ready: bool,
 }
 
 /// How a process ended.
@@ -165,6 +178,7 @@ impl PodStatus {
                 .iter()
                 .map(|c| ContainerStatus {
                     name: c.name.clone(),
+                    sidecar: c.sidecar,
                     image: c.image.clone(),
                     image_digest: c.image_digest.clone(),
                     state: ContainerState::Waiting,
@@ -176,10 +190,12 @@ impl PodStatus {
                     next_start_ns: 0,
                     exit: None,
                     last_exit: None,
+                    started: false,
+                    ready: false,
                 })
                 .collect()
         };
-        Self {
+        let mut status = Self {
             id: record.id.clone(),
             name: record.name.clone(),
             namespace: record.namespace.clone(),
@@ -198,7 +214,16 @@ impl PodStatus {
             boot_ns: 0,
             guest: BTreeMap::new(),
             abandoned: false,
-        }
+            conditions: Vec::new(),
+        };
+        conditions::refresh(&mut status, record.created_at_ns);
+        status
+    }
+
+    /// Takes over a phase that the agent has not told.
+    pub fn enter(&mut self, phase: Phase, now_ns: i64) {
+        self.phase = phase;
+        conditions::refresh(self, now_ns);
     }
 
     /// All containers, init containers first.
@@ -208,7 +233,7 @@ impl PodStatus {
 
     /// Takes over what the agent says. Names that the pod does not have are passed over, and a phase never leaves a
     /// final one.
-    pub fn update(&mut self, told: &messages::PodStatus) {
+    pub fn update(&mut self, told: &messages::PodStatus, now_ns: i64) {
         if self.phase.is_final() {
             return;
         }
@@ -230,6 +255,7 @@ impl PodStatus {
             self.finished_at_ns = told.finished_at_ns;
             self.exit_code = Some(self.result());
         }
+        conditions::refresh(self, now_ns);
     }
 
     /// Ends the pod for a reason that the agent did not give: containers that ran end with 137, those that waited
@@ -243,6 +269,8 @@ impl PodStatus {
         self.message = message.to_owned();
         self.finished_at_ns = at_ns;
         for container in self.init_containers.iter_mut().chain(&mut self.containers) {
+            container.started = false;
+            container.ready = false;
             if container.state == ContainerState::Running {
                 container.state = ContainerState::Terminated;
                 container.reason = "Error".into();
@@ -262,14 +290,16 @@ impl PodStatus {
             }
         }
         self.exit_code = Some(self.result().max(1));
+        conditions::refresh(self, at_ns);
     }
 
     /// Makes a pod that has ended a failed one because it took too much.
-    pub fn evict(&mut self, message: &str) {
+    pub fn evict(&mut self, message: &str, now_ns: i64) {
         self.phase = Phase::Failed;
         self.reason = "Evicted".to_owned();
         self.message = message.to_owned();
         self.exit_code = Some(self.result().max(1));
+        conditions::refresh(self, now_ns);
     }
 
     /// 0 for success, else the code of the first container that failed, else 1.
@@ -304,6 +334,8 @@ fn update_containers(ours: &mut [ContainerStatus], told: &[messages::ContainerSt
         container.next_start_ns = told.next_start_ns;
         container.exit = told.exit.as_ref().map(exit);
         container.last_exit = told.last_exit.as_ref().map(exit);
+        container.started = told.started;
+        container.ready = told.ready;
     }
 }
 
@@ -350,6 +382,7 @@ pub mod example {
     pub fn running() -> PodStatus {
         let container = |name: &str| ContainerStatus {
             name: name.into(),
+            sidecar: false,
             image: "i".into(),
             image_digest: String::new(),
             state: ContainerState::Running,
@@ -361,6 +394,8 @@ pub mod example {
             next_start_ns: 0,
             exit: None,
             last_exit: None,
+            started: true,
+            ready: true,
         };
         PodStatus {
             id: "0123456789ab".into(),
@@ -381,6 +416,7 @@ pub mod example {
             boot_ns: 0,
             guest: BTreeMap::new(),
             abandoned: false,
+            conditions: Vec::new(),
         }
     }
 }
@@ -406,11 +442,14 @@ mod tests {
     #[test]
     fn status_of_a_failed_pod_has_the_first_failing_code() {
         let mut status = running();
-        status.update(&messages::PodStatus {
-            phase: messages::PodPhase::FAILED.into(),
-            containers: vec![told("a", 0), told("b", 3), told("stranger", 9)],
-            ..Default::default()
-        });
+        status.update(
+            &messages::PodStatus {
+                phase: messages::PodPhase::FAILED.into(),
+                containers: vec![told("a", 0), told("b", 3), told("stranger", 9)],
+                ..Default::default()
+            },
+            9,
+        );
         assert_eq!(status.exit_code, Some(3));
         assert_eq!(status.containers.len(), 2);
     }
@@ -422,22 +461,28 @@ mod tests {
         assert_eq!(status.exit_code, Some(137));
         assert_eq!(status.containers[0].state, ContainerState::Terminated);
         let before = status.clone();
-        status.update(&messages::PodStatus {
-            phase: messages::PodPhase::SUCCEEDED.into(),
-            ..Default::default()
-        });
+        status.update(
+            &messages::PodStatus {
+                phase: messages::PodPhase::SUCCEEDED.into(),
+                ..Default::default()
+            },
+            9,
+        );
         assert_eq!(status, before);
     }
 
     #[test]
     fn pod_that_is_evicted_has_failed_even_if_its_containers_did_not() {
         let mut status = running();
-        status.update(&messages::PodStatus {
-            phase: messages::PodPhase::SUCCEEDED.into(),
-            containers: vec![told("a", 0), told("b", 0)],
-            ..Default::default()
-        });
-        status.evict("too much");
+        status.update(
+            &messages::PodStatus {
+                phase: messages::PodPhase::SUCCEEDED.into(),
+                containers: vec![told("a", 0), told("b", 0)],
+                ..Default::default()
+            },
+            9,
+        );
+        status.evict("too much", 9);
         assert_eq!((status.phase, status.exit_code), (Phase::Failed, Some(1)));
         assert_eq!(status.reason, "Evicted");
     }

@@ -23,8 +23,8 @@ fuzz_target!(|data: &[u8]| {
             };
             let mut pod = status::example::running();
             pod.containers.truncate(1);
-            pod.update(&told);
-            pod.update(&told);
+            pod.update(&told, 9);
+            pod.update(&told, 9);
             let written = serde_json::to_vec(&pod).expect("a status is JSON");
             assert!(written.len() < STATUS_BYTES, "{}", written.len());
             let _: PodStatus = serde_json::from_slice(&written).expect("it is read again");

@@ -43,10 +43,22 @@ pub enum Output {
     Json,
 }
 
+/// Forms of `inspect`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum InspectOutput {
+    /// A Pod object with a section of vmpod's own.
+    #[default]
+    Json,
+    /// The Pod object as kubectl prints it.
+    Yaml,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the pod of a manifest
     Run(RunArguments),
+    /// Run every manifest in a folder, as a kubelet runs static pods
+    Serve(ServeArguments),
     /// List pods
     Ps(PsArguments),
     /// Show the logs of a pod's containers
@@ -107,8 +119,11 @@ pub struct RunArguments {
     #[arg(long)]
     pub name: Option<String>,
     /// Further documents: ConfigMaps and Secrets that the pod refers to
-    #[arg(long = "configmap", value_name = "FILE")]
-    pub configmaps: Vec<PathBuf>,
+    #[arg(long = "resource", visible_alias = "configmap", value_name = "FILE")]
+    pub resources: Vec<PathBuf>,
+    /// An annotation of the pod, over what the manifest says
+    #[arg(long = "annotation", value_name = "KEY=VALUE")]
+    pub annotations: Vec<String>,
     /// When images are fetched, over what the manifest says
     #[arg(long, value_enum)]
     pub pull: Option<Pull>,
@@ -130,6 +145,19 @@ pub struct RunArguments {
     /// Do not show progress
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ServeArguments {
+    /// Folder of manifests: a pod each, in files that end in .yaml, .yml or .json
+    #[arg(long, value_name = "DIR")]
+    pub manifests: PathBuf,
+    /// Further documents: ConfigMaps and Secrets that the pods refer to
+    #[arg(long = "resource", value_name = "FILE")]
+    pub resources: Vec<PathBuf>,
+    /// Where /healthz, /pods and /metrics are answered, read-only; `none`: nowhere
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10255")]
+    pub listen: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -167,9 +195,9 @@ pub struct InspectArguments {
     /// Pods: names, ids or beginnings of ids
     #[arg(required = true, value_name = "POD")]
     pub pods: Vec<String>,
-    /// Form of the output: JSON is the only one
-    #[arg(short, long, value_enum, default_value = "json")]
-    pub output: Output,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: InspectOutput,
 }
 
 #[derive(Debug, Args)]

@@ -275,8 +275,8 @@ impl Wakeup {
         added
     }
 
-    /// Waits for a change, for one of `others` to become readable, or for the interval.
-    pub fn wait(&self, others: &[BorrowedFd<'_>]) {
+    /// Waits for a change, for one of `others` to become readable, or for the interval. Returns whether there was a change.
+    pub fn wait(&self, others: &[BorrowedFd<'_>]) -> bool {
         let mut polled: Vec<PollFd<'_>> = others
             .iter()
             .map(|descriptor| PollFd::new(*descriptor, PollFlags::POLLIN))
@@ -292,7 +292,12 @@ impl Wakeup {
         let limit = PollTimeout::try_from(interval).unwrap_or(PollTimeout::ZERO);
         let _ = poll(&mut polled, limit);
         if let Some(inotify) = &self.inotify {
-            while inotify.read_events().is_ok_and(|events| !events.is_empty()) {}
+            let mut changed = false;
+            while inotify.read_events().is_ok_and(|events| !events.is_empty()) {
+                changed = true;
+            }
+            return changed;
         }
+        false
     }
 }

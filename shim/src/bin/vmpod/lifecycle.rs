@@ -109,6 +109,13 @@ fn stop_pod(pod: &FoundPod, time: Option<u32>) -> anyhow::Result<()> {
     kill_pod(pod)
 }
 
+/// Asks a pod to end in order, by its supervisor, and waits for nothing.
+pub fn terminate(pod: &FoundPod) {
+    if let Some(supervisor) = pod.status.as_ref().and_then(|status| status.supervisor) {
+        signal(&supervisor, Signal::TERM);
+    }
+}
+
 /// `vmpod kill`
 pub fn kill(roots: &Roots, arguments: &KillArguments) -> anyhow::Result<u8> {
     let number = arguments.signal.as_deref().map(signal_number).transpose()?;

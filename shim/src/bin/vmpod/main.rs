@@ -17,6 +17,7 @@ mod lifecycle;
 mod list;
 mod logs;
 mod run;
+mod serve;
 mod signals;
 mod stats;
 mod table;
@@ -106,6 +107,7 @@ fn dispatch(command: Command, roots: Roots) -> anyhow::Result<u8> {
     }
     match command {
         Command::Run(arguments) => run::run(&roots, &arguments),
+        Command::Serve(arguments) => serve::serve(&roots, &arguments),
         Command::Ps(arguments) => list::ps(&roots, &arguments),
         Command::Inspect(arguments) => list::inspect(&roots, &arguments),
         Command::Logs(arguments) => logs::logs(&roots, &arguments),

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use vmpod_shim::host::bundle::Bundle;
 use vmpod_shim::host::capacity::Capacity;
 use vmpod_shim::images::Store;
-use vmpod_shim::manifest::plan::{ContainerPlan, PodPlan, PullPolicy};
+use vmpod_shim::manifest::plan::{PodPlan, PullPolicy};
 use vmpod_shim::manifest::source::MANIFEST_BYTES;
 use vmpod_shim::manifest::{self, HostFacts, Objects, plan};
 use vmpod_shim::pod::durable;
@@ -49,15 +49,15 @@ pub fn run(roots: &Roots, arguments: &RunArguments) -> anyhow::Result<u8> {
     // Held until the pod is on record as a user of its images.
     let lease = store.lease()?;
     let mut fetcher = Fetcher::new(&store, arguments.quiet)?;
-    let mut image = |container: &ContainerPlan| {
+    let mut image = |reference: &str, policy: PullPolicy| {
         let policy = match arguments.pull {
             Some(Pull::Always) => PullPolicy::Always,
             Some(Pull::Missing) => PullPolicy::IfNotPresent,
             Some(Pull::Never) => PullPolicy::Never,
-            None => container.image_pull_policy,
+            None => policy,
         };
         fetcher
-            .image(&container.image, policy)
+            .image(reference, policy)
             .map_err(|error| match policy {
                 PullPolicy::Never => error.context("imagePullPolicy is Never"),
                 _ => error,
@@ -258,7 +258,7 @@ fn report_failures(status: &PodStatus) -> io::Result<()> {
     Ok(())
 }
 
-/// The plan of the one pod in the manifest, with the objects it refers to from the manifest and from `--configmap`.
+/// The plan of the one pod in the manifest, with the objects it refers to from the manifest and from `--resource`.
 fn read_plan(arguments: &RunArguments) -> anyhow::Result<PodPlan> {
     let path = arguments
         .file
@@ -267,11 +267,11 @@ fn read_plan(arguments: &RunArguments) -> anyhow::Result<PodPlan> {
         .context("no manifest was given")?;
     let (text, file) = read_text(path)?;
     let mut objects: Objects = manifest::objects(&text, &file)?;
-    for path in &arguments.configmaps {
+    for path in &arguments.resources {
         let (text, file) = read_text(path)?;
         let further = manifest::objects(&text, &file)?;
         if !further.pods.is_empty() {
-            bail!("{file}: --configmap takes ConfigMaps and Secrets, and this file holds a Pod");
+            bail!("{file}: --resource takes ConfigMaps and Secrets, and this file holds a Pod");
         }
         objects.absorb(further);
     }
@@ -286,6 +286,18 @@ fn read_plan(arguments: &RunArguments) -> anyhow::Result<PodPlan> {
     };
     if let Some(name) = &arguments.name {
         pod.metadata.name = Some(name.clone());
+    }
+    for annotation in &arguments.annotations {
+        let Some((key, value)) = annotation
+            .split_once('=')
+            .filter(|(key, _)| !key.is_empty())
+        else {
+            bail!("--annotation takes KEY=VALUE, not {annotation:?}");
+        };
+        pod.metadata
+            .annotations
+            .get_or_insert_default()
+            .insert(key.to_owned(), value.to_owned());
     }
     let host = HostFacts {
         cpus: Capacity::of_host().cpu_millis / 1000,

@@ -67,6 +67,12 @@ pub fn stats(roots: &Roots, arguments: &StatsArguments) -> anyhow::Result<u8> {
     Ok(0)
 }
 
+/// What the agent of a pod tells now.
+pub async fn look(pod: &FoundPod) -> anyhow::Result<m::StatsResponse> {
+    let agent = guest::agent(&pod.paths).await?;
+    Ok(agent.container_stats(&m::StatsRequest::new()).await?)
+}
+
 async fn two_looks(pod: &FoundPod) -> anyhow::Result<(m::StatsResponse, m::StatsResponse)> {
     let agent = guest::agent(&pod.paths).await?;
     let request = m::StatsRequest::new();
@@ -133,7 +139,7 @@ fn measured(pod: &FoundPod, first: &m::StatsResponse, second: &m::StatsResponse)
 }
 
 /// The container's name in the manifest: ids are that name, which has no dot, and the attempt.
-fn name_of(container_id: &str) -> &str {
+pub fn name_of(container_id: &str) -> &str {
     container_id.split('.').next().unwrap_or(container_id)
 }
 

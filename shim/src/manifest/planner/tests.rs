@@ -39,6 +39,9 @@ fn plan_of_each_example_is_made() {
     let mut names = Vec::new();
     for file in std::fs::read_dir(dir).unwrap() {
         let path = file.unwrap().path();
+        if path.extension().is_none_or(|ending| ending != "yaml") {
+            continue;
+        }
         let plan = planned(&std::fs::read_to_string(&path).unwrap());
         names.push(
             plan.unwrap_or_else(|e| panic!("{}: {e}", path.display()))
@@ -91,7 +94,7 @@ fn plan_without_name_image_or_containers_says_required() {
 #[test]
 fn plan_with_bad_fields_names_each_with_its_line() {
     let said = refused(
-        "  restartPolicy: Sometimes\n  hostNetwork: true\n  initContainers: [{name: c, image: i}]\n  containers:\n  - name: c\n    image: i\n    volumeMounts:\n    - {name: nope, mountPath: /x}\n    ports: [{containerPort: 0}]\n    resources: {requests: {memory: 2Gi}, limits: {memory: 1Gi}}\n    livenessProbe: {exec: {command: [x]}}\n",
+        "  restartPolicy: Sometimes\n  hostNetwork: true\n  initContainers: [{name: c, image: i}]\n  containers:\n  - name: c\n    image: i\n    volumeMounts:\n    - {name: nope, mountPath: /x}\n    ports: [{containerPort: 0}]\n    resources: {requests: {memory: 2Gi}, limits: {memory: 1Gi}}\n    volumeDevices: [{name: x, devicePath: /dev/x}]\n",
     );
     let lines: Vec<_> = said.lines().collect();
     assert_eq!(
@@ -103,7 +106,7 @@ fn plan_with_bad_fields_names_each_with_its_line() {
             "pod.yaml:12: spec.containers[0].volumeMounts[0].name: Not found: \"nope\"",
             "pod.yaml:13: spec.containers[0].ports[0].containerPort: Invalid value: 0: must be between 1 and 65535, inclusive",
             "pod.yaml:14: spec.containers[0].resources.requests.memory: Invalid value: \"2Gi\": must be less than or equal to memory limit of 1Gi",
-            "pod.yaml:15: spec.containers[0].livenessProbe: Forbidden: not supported by this version of vmpod",
+            "pod.yaml:15: spec.containers[0].volumeDevices: Forbidden: not supported by this version of vmpod",
         ]
     );
 }
@@ -203,4 +206,44 @@ fn plan_merges_security_contexts_and_host_ports() {
             protocol: Protocol::Udp
         }]
     );
+}
+
+#[test]
+fn plan_of_probes_and_hooks_has_ports_by_number_and_defaults() {
+    use super::super::care::HandlerPlan;
+
+    let plan = planned(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec:\n  os: {name: linux}\n  containers:\n  - name: c\n    image: i\n    ports: [{name: web, containerPort: 8080}]\n    readinessProbe: {httpGet: {port: web, path: 'a b?c=ü', scheme: HTTPS}}\n    livenessProbe: {grpc: {port: 9}, periodSeconds: 0, failureThreshold: 7, terminationGracePeriodSeconds: 4}\n    lifecycle: {preStop: {sleep: {seconds: 3}}, stopSignal: SIGUSR2}\n",
+    )
+    .unwrap();
+    let container = &plan.containers[0];
+    let readiness = container.care.readiness.as_ref().unwrap();
+    assert_eq!(
+        readiness.handler,
+        HandlerPlan::Http {
+            host: String::new(),
+            port: 8080,
+            path: "/a%20b?c=%C3%BC".into(),
+            https: true,
+            headers: vec![],
+        }
+    );
+    assert_eq!(
+        (readiness.period_seconds, readiness.timeout_seconds),
+        (10, 1)
+    );
+    let liveness = container.care.liveness.as_ref().unwrap();
+    assert_eq!(
+        (
+            liveness.period_seconds,
+            liveness.failure_threshold,
+            liveness.grace_seconds
+        ),
+        (10, 7, Some(4))
+    );
+    assert_eq!(
+        container.care.pre_stop,
+        Some(HandlerPlan::Sleep { seconds: 3 })
+    );
+    assert_eq!(container.stop_signal, 12);
 }

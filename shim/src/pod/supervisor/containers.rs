@@ -159,6 +159,14 @@ fn log(pod: &mut Pod, kind: m::EventKind, event: &m::Event) {
         m::EventKind::EXEC_STARTED => "ExecStarted",
         m::EventKind::EXEC_EXITED => "ExecExited",
         m::EventKind::POD_PHASE => "PodPhase",
+        m::EventKind::PROBE_FAILED => "Unhealthy",
+        m::EventKind::CONTAINER_KILLING => "Killing",
+        m::EventKind::POST_START_FAILED => "FailedPostStartHook",
+        m::EventKind::PRE_STOP_FAILED => "FailedPreStopHook",
+        m::EventKind::CONTAINER_READY => "ContainerReady",
+        m::EventKind::CONTAINER_NOT_READY => "ContainerNotReady",
+        m::EventKind::CONTAINER_STARTUP_PASSED => "ContainerStartupPassed",
+        m::EventKind::POST_START_DONE => "PostStartHookDone",
         // The first is between agent and host, the second said by the supervisor itself.
         m::EventKind::ROOTFS_WANTED | m::EventKind::POD_FINISHED | m::EventKind::UNKNOWN => return,
     };

@@ -75,7 +75,8 @@ pub(super) async fn run(
             return Err(error);
         }
     };
-    pod.status.phase = crate::pod::status::Phase::Pending;
+    pod.status
+        .enter(crate::pod::status::Phase::Pending, clock::now_ns());
     pod.save();
     pod.event("PodStarted", "", "");
     reporter.send(&Report::Started);
@@ -94,7 +95,7 @@ pub(super) async fn run(
         End::Finished => containers.drain(DRAIN_LIMIT).await,
         End::Evicted(message) => {
             containers.drain(DRAIN_LIMIT).await;
-            pod.status.evict(message);
+            pod.status.evict(message, clock::now_ns());
         }
         End::Broken(reason, message) => {
             // A machine that is gone ends its streams: what it has said is read, and nothing waited for.
@@ -283,7 +284,8 @@ async fn lost_agent(pod: &Pod, vmm: &mut Vmm, why: &str) -> End {
     }
 }
 
-/// Takes in a batch of events and brings the status up to date. Returns whether the pod has ended.
+/// Takes in a batch of events and brings the status up to date. Returns whether the pod has ended: the status may say so
+/// before the last events are here.
 async fn take_events(
     pod: &mut Pod,
     containers: &mut Containers<'_>,
@@ -299,7 +301,7 @@ async fn take_events(
     match agent.get_pod_status(&m::Empty::new()).await {
         Ok(told) => {
             let before = pod.status.phase;
-            pod.status.update(&told);
+            pod.status.update(&told, clock::now_ns());
             containers.connect_running(pod);
             // The final status is written when the last output is in the logs.
             if !pod.status.phase.is_final()
@@ -310,7 +312,10 @@ async fn take_events(
         }
         Err(error) => tracing::warn!(error = chain(&error), "the agent does not tell its status"),
     }
-    pod.status.phase.is_final()
+    let last = |event: &m::Event| {
+        event.kind.enum_value_or(m::EventKind::UNKNOWN) == m::EventKind::POD_FINISHED
+    };
+    pod.status.phase.is_final() && batch.events.iter().any(last)
 }
 
 /// The first emptyDir volume that has outgrown its limit, in the kubelet's words.

@@ -5,6 +5,7 @@ use vmpod_agent_protocol::{GUEST_SHARED, SHARE_TAG};
 
 use super::Pod;
 use super::setup::Prepared;
+use crate::manifest::care::{HandlerPlan, ProbePlan};
 use crate::manifest::plan::RestartPolicy;
 use crate::pod::boot::{BootError, CARD_MAC, entropy};
 use crate::pod::guest_paths;
@@ -91,6 +92,11 @@ pub(super) fn start_request(pod: &Pod) -> m::StartPodRequest {
         containers: containers(&record.containers),
         termination_grace_seconds: record.termination_grace_seconds,
         active_deadline_seconds: record.active_deadline_seconds,
+        pod_ip: record
+            .network
+            .as_ref()
+            .map(|place| place.address.to_string())
+            .unwrap_or_default(),
         ..Default::default()
     }
 }
@@ -115,6 +121,84 @@ fn container(record: &ContainerRecord) -> m::PodContainer {
         stop_signal: record.stop_signal,
         message_from_logs: record.message_from_logs,
         rootfs: guest_paths::rootfs(&record.name, 0),
+        startup_probe: record.care.startup.as_ref().map(probe).into(),
+        readiness_probe: record.care.readiness.as_ref().map(probe).into(),
+        liveness_probe: record.care.liveness.as_ref().map(probe).into(),
+        post_start: record.care.post_start.as_ref().map(handler).into(),
+        pre_stop: record.care.pre_stop.as_ref().map(handler).into(),
         ..Default::default()
     }
+}
+
+fn probe(plan: &ProbePlan) -> m::Probe {
+    m::Probe {
+        handler: Some(handler(&plan.handler)).into(),
+        initial_delay_seconds: plan.initial_delay_seconds,
+        timeout_seconds: plan.timeout_seconds,
+        period_seconds: plan.period_seconds,
+        success_threshold: plan.success_threshold,
+        failure_threshold: plan.failure_threshold,
+        has_grace: plan.grace_seconds.is_some(),
+        grace_seconds: plan.grace_seconds.unwrap_or(0),
+        ..Default::default()
+    }
+}
+
+fn handler(plan: &HandlerPlan) -> m::Handler {
+    let mut told = m::Handler::default();
+    match plan {
+        HandlerPlan::Exec { command } => {
+            told.exec = Some(m::ExecHandler {
+                command: command.clone(),
+                ..Default::default()
+            })
+            .into();
+        }
+        HandlerPlan::Http {
+            host,
+            port,
+            path,
+            https,
+            headers,
+        } => {
+            let header = |(name, value): &(String, String)| m::HttpHeader {
+                name: name.clone(),
+                value: value.clone(),
+                ..Default::default()
+            };
+            told.http = Some(m::HttpHandler {
+                host: host.clone(),
+                port: u32::from(*port),
+                path: path.clone(),
+                https: *https,
+                headers: headers.iter().map(header).collect(),
+                ..Default::default()
+            })
+            .into();
+        }
+        HandlerPlan::Tcp { host, port } => {
+            told.tcp = Some(m::TcpHandler {
+                host: host.clone(),
+                port: u32::from(*port),
+                ..Default::default()
+            })
+            .into();
+        }
+        HandlerPlan::Grpc { port, service } => {
+            told.grpc = Some(m::GrpcHandler {
+                port: u32::from(*port),
+                service: service.clone(),
+                ..Default::default()
+            })
+            .into();
+        }
+        HandlerPlan::Sleep { seconds } => {
+            told.sleep = Some(m::SleepHandler {
+                seconds: *seconds,
+                ..Default::default()
+            })
+            .into();
+        }
+    }
+    told
 }

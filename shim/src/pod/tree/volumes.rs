@@ -11,6 +11,7 @@ use rustix::mount::{
     MountFlags, MountPropagationFlags, mount_bind_recursive, mount_change, mount_remount,
 };
 
+use super::overlay;
 use crate::manifest::plan::{FileContent, HostPathType};
 use crate::pod::record::{VolumeRecord, VolumeSource};
 use crate::pod::roots::PodPaths;
@@ -52,6 +53,13 @@ pub enum VolumeError {
     FileName {
         /// The name.
         name: String,
+    },
+    /// An image.
+    #[error("cannot mount its image")]
+    Image {
+        /// Why.
+        #[source]
+        source: Box<overlay::OverlayError>,
     },
     /// Something else.
     #[error("cannot {what} {}", path.display())]
@@ -160,6 +168,15 @@ pub(super) fn mount(
             path
         }
         VolumeSource::Files => paths.files(&volume.name),
+        VolumeSource::Image { layers, .. } => {
+            return mount_image(
+                volume,
+                layers,
+                &paths.volume(&volume.name),
+                skeleton,
+                shared,
+            );
+        }
     };
     if !matches!(volume.source, VolumeSource::Files) && source.is_dir() {
         for sub_path in &volume.sub_paths {
@@ -198,6 +215,28 @@ pub(super) fn mount(
         MountPropagationFlags::SHARED | MountPropagationFlags::REC,
     )
     .map_err(failing("share the mounts of", &target))
+}
+
+/// The root file system of an image, read-only, at `<shared>/<name>`. The kernel wants a writable layer to begin with;
+/// nothing is ever written to it.
+fn mount_image(
+    volume: &VolumeRecord,
+    layers: &[PathBuf],
+    writable: &Path,
+    skeleton: &Path,
+    shared: &Path,
+) -> Result<(), VolumeError> {
+    let point = skeleton.join(&volume.name);
+    DirBuilder::new()
+        .mode(0o755)
+        .create(&point)
+        .map_err(failing("make mount point", &point))?;
+    let target = shared.join(&volume.name);
+    overlay::mount(layers, writable, &target).map_err(|source| VolumeError::Image {
+        source: Box::new(source),
+    })?;
+    let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+    mount_remount(&target, flags, "").map_err(failing("set the mount flags of", &target))
 }
 
 fn make_host_path(path: &Path, type_: HostPathType) -> Result<(), VolumeError> {

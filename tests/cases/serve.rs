@@ -1,0 +1,138 @@
+//! Static pods: `vmpod serve` follows a folder of manifests.
+
+use std::path::Path;
+use std::process::Child;
+
+use serde_json::Value;
+use vmpod_tests::{Pod, eventually, get, vmpod};
+
+/// The serving process; its pods outlive it.
+struct Server {
+    child: Child,
+    address: String,
+}
+
+impl Server {
+    fn start(folder: &Path, port: u16) -> Self {
+        let address = format!("127.0.0.1:{port}");
+        let child = vmpod(["serve", "--listen", &address, "--manifests"])
+            .arg(folder)
+            .spawn();
+        let server = Self { child, address };
+        eventually("an answer of serve", || server.get("/healthz"));
+        server
+    }
+
+    fn get(&self, path: &str) -> Option<String> {
+        get(&format!("http://{}{path}", self.address))
+    }
+
+    fn pods(&self) -> Vec<Value> {
+        let text = self.get("/pods").expect("a list of pods");
+        let list: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+        assert_eq!(list["kind"], "PodList");
+        list["items"].as_array().cloned().unwrap_or_default()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn manifest(name: &str, word: &str) -> String {
+    format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {{name: c, image: busybox, command: [sh, -c, 'echo {word}; exec sleep 1000']}}
+"
+    )
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn serve_starts_replaces_and_stops_what_the_folder_says_and_survives_its_own_end() {
+    // Only for its directory, and for the removal of the pod at the end.
+    let name = format!("static-{}", std::process::id());
+    let pod = Pod::of_text(&name, "");
+    let folder = pod.directory.path().join("manifests");
+    std::fs::create_dir(&folder).expect("make the folder");
+    let file = folder.join("web.yaml");
+    let server = Server::start(&folder, 10_301);
+    assert_eq!(server.get("/healthz").as_deref(), Some("ok"));
+
+    std::fs::write(&file, manifest(&name, "first")).expect("write the manifest");
+    let phase = || {
+        server
+            .pods()
+            .into_iter()
+            .find(|p| p["metadata"]["name"] == name.as_str())
+            .and_then(|p| p["status"]["phase"].as_str().map(str::to_owned))
+    };
+    eventually("the pod", || phase().filter(|p| p == "Running"));
+    eventually("its first word", || {
+        pod.logs("c").contains("first").then_some(())
+    });
+    let first = pod.inspect();
+    assert_eq!(
+        first["metadata"]["annotations"]["kubernetes.io/config.source"],
+        "file"
+    );
+    let metrics = eventually("figures of the container", || {
+        let text = server.get("/metrics")?;
+        let line = format!(
+            "container_memory_working_set_bytes{{container=\"c\",namespace=\"default\",pod=\"{name}\"}} "
+        );
+        text.contains(&line).then_some(text)
+    });
+    for line in [
+        "kubelet_running_pods ",
+        "kubelet_desired_pods{static=\"true\"} 1",
+        "kubelet_started_pods_total 1",
+    ] {
+        assert!(metrics.contains(line), "no {line:?} in {metrics}");
+    }
+
+    // A broken edit does not take the pod down, and its own end neither.
+    std::fs::write(&file, "kind: Pod\n  broken").expect("write the manifest");
+    drop(server);
+    std::fs::write(&file, manifest(&name, "first")).expect("write the manifest");
+    let server = Server::start(&folder, 10_302);
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    assert_eq!(
+        pod.inspect()["vmpod"]["id"],
+        first["vmpod"]["id"],
+        "the same pod"
+    );
+
+    std::fs::write(&file, manifest(&name, "second")).expect("write the manifest");
+    eventually("another pod", || {
+        let outcome = vmpod(["logs", "-c", "c", &name]).run();
+        outcome.out.contains("second").then_some(())
+    });
+    assert_ne!(pod.inspect()["vmpod"]["id"], first["vmpod"]["id"]);
+
+    // What dies is started again.
+    vmpod(["kill", &name]).ok();
+    let second = eventually("the pod after its machine was killed", || {
+        let outcome = vmpod(["inspect", &name]).run();
+        let pod: Value = serde_json::from_str(&outcome.out).ok()?;
+        (pod["status"]["phase"] == "Running").then_some(pod)
+    });
+    assert_ne!(second["vmpod"]["id"], first["vmpod"]["id"]);
+
+    std::fs::remove_file(&file).expect("remove the manifest");
+    eventually("the pod's end", || {
+        server
+            .pods()
+            .iter()
+            .all(|p| p["metadata"]["name"] != name.as_str())
+            .then_some(())
+    });
+}
