@@ -406,6 +406,7 @@ async fn readiness_is_in_the_status_and_an_event() {
     let mut request = request(messages::RestartPolicy::ALWAYS, &[], &["a"]);
     request.containers[0].readiness_probe = Some(messages::Probe {
         handler: exec("ready").into(),
+        period_seconds: 1,
         ..Default::default()
     })
     .into();
