@@ -65,7 +65,8 @@ pub fn documents(text: &str) -> Result<Vec<Document>, SourceError> {
         return Err(SourceError::TooLarge { bytes: text.len() });
     }
     // `y`, `on` and the like are text, as in YAML 1.2: a variable may be called `Y`.
-    let options = serde_saphyr::options! { strict_booleans: true };
+    // A number with a leading zero is octal, as in YAML 1.1 and in Kubernetes: `defaultMode: 0440`.
+    let options = serde_saphyr::options! { strict_booleans: true, legacy_octal_numbers: true };
     let nodes: Vec<Option<Spanned<Node>>> = serde_saphyr::from_multiple_with_options(text, options)
         .map_err(|e| SourceError::Yaml(Box::new(e)))?;
     Ok(nodes
@@ -215,6 +216,13 @@ mod tests {
     use serde_json::json;
 
     const TWO: &str = "# first\napiVersion: v1\nkind: Pod\nspec:\n  containers:\n  - name: a\n    image: b\n    tty: true\n---\n\n---\nkind: Secret\ndata: {x: '1', y: 2}\n";
+
+    #[test]
+    fn documents_with_leading_zeros_have_octal_numbers() {
+        let document = &documents("a: 0440\nb: 0o17\nc: 0\nd: 0.5\ne: '0440'\n").unwrap()[0];
+        let value = serde_json::json!({"a": 0o440, "b": 0o17, "c": 0, "d": 0.5, "e": "0440"});
+        assert_eq!(document.value, value);
+    }
 
     #[test]
     fn documents_of_two_have_values_and_lines() {

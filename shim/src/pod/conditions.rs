@@ -98,7 +98,13 @@ fn initialized(status: &PodStatus) -> Made {
     let missing: Vec<&str> = status
         .init_containers
         .iter()
-        .filter(|c| !c.started && c.exit.as_ref().is_none_or(|exit| exit.code != 0))
+        .filter(|c| {
+            if c.sidecar {
+                !c.started
+            } else {
+                c.exit.as_ref().is_none_or(|exit| exit.code != 0)
+            }
+        })
         .map(|c| c.name.as_str())
         .collect();
     if begun || missing.is_empty() {
@@ -169,7 +175,6 @@ mod tests {
         let mut status = running();
         status.init_containers = vec![status.containers[0].clone()];
         status.init_containers[0].name = "i".into();
-        status.init_containers[0].started = false;
         for container in &mut status.containers {
             container.state = ContainerState::Waiting;
             container.ready = false;
@@ -183,6 +188,10 @@ mod tests {
             "containers with incomplete status: [i]"
         );
         assert!(find(&status, "PodReadyToStartContainers").holds);
+        // A sidecar need not end for the others to begin.
+        status.init_containers[0].sidecar = true;
+        refresh(&mut status, 2);
+        assert!(find(&status, "Initialized").holds);
     }
 
     #[test]
