@@ -146,7 +146,9 @@ fn name_pod_in_backoffs(status: &mut Value, record: &PodRecord) {
     let pod = format!(" pod={}_{}({})", record.name, record.namespace, record.uid);
     for list in ["initContainerStatuses", "containerStatuses"] {
         for container in status[list].as_array_mut().into_iter().flatten() {
-            let waiting = &mut container["state"]["waiting"];
+            let Some(waiting) = container.pointer_mut("/state/waiting") else {
+                continue;
+            };
             if waiting["reason"] == "CrashLoopBackOff"
                 && let Some(message) = waiting["message"].as_str()
             {
