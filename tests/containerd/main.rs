@@ -1,6 +1,10 @@
 //! What containerd's clients see: the same under runc and under vmpod wherever it should be the same.
 
 mod accidents;
+mod bad_input;
+mod examples;
+mod install;
+mod leaks;
 mod network;
 mod pods;
 mod processes;

@@ -194,7 +194,11 @@ state = "{STATE}/state"
             })
             .unwrap_or_else(|| panic!("no archive of {name} among {listed}"));
         self.import(&archive);
-        format!("docker.io/library/{name}:latest")
+        // The archive's file is named after the image: geektime-sample-v2 is geektime/sample:v2.
+        match name.split('-').collect::<Vec<_>>().as_slice() {
+            [user, image, tag] => format!("docker.io/{user}/{image}:{tag}"),
+            _ => format!("docker.io/library/{name}:latest"),
+        }
     }
 
     /// `ctr` with these words.

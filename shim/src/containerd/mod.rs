@@ -17,6 +17,7 @@ pub mod publisher;
 pub mod sandbox;
 pub mod sandbox_wish;
 pub mod server;
+pub mod settings;
 pub mod stdio;
 pub mod task_service;
 pub mod task_state;

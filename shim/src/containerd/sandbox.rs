@@ -142,9 +142,9 @@ impl Sandbox {
             vmm: bundle.vmm,
             vmlinux: bundle.vmlinux,
             initramfs: bundle.initramfs,
-            extra_cmdline: String::new(),
+            extra_cmdline: wish.kernel_parameters.clone(),
             jail: true,
-            template: true,
+            template: wish.template,
         };
         let cgroup = make_cgroup(wish, &machine, &mut journal)?;
         let mut network = match &wish.network {

@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::bundle::OciBundle;
 use super::fault::Fault;
-use crate::manifest::sizing::{DEFAULT_CPUS, DEFAULT_MEMORY_BYTES, GUEST_OVERHEAD_BYTES};
+use super::settings::Settings;
+use crate::manifest::sizing::GUEST_OVERHEAD_BYTES;
 
 /// Annotations of containerd's CRI plugin: what the pod's containers may use altogether (CRI, LinuxPodSandboxConfig).
 const MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
@@ -35,6 +36,10 @@ pub struct SandboxWish {
     pub memory_mib: u64,
     /// `linux.cgroupsPath`.
     pub cgroup: Option<String>,
+    /// Whether the machine may go on from a template.
+    pub template: bool,
+    /// Appended to the guest kernel's command line.
+    pub kernel_parameters: String,
 }
 
 fn text(value: Option<&Value>) -> Option<&str> {
@@ -42,11 +47,14 @@ fn text(value: Option<&Value>) -> Option<&str> {
 }
 
 impl SandboxWish {
-    /// What `bundle` asks for. `host_cpus` bounds the vCPUs: more than the host has help nobody.
+    /// What `bundle` asks for where `settings` hold. `host_cpus` bounds the vCPUs: more than the host has help nobody.
     ///
     /// # Errors
     /// The network of the host is no pod's.
-    pub fn of(bundle: &OciBundle, host_cpus: u64) -> Result<Self, Fault> {
+    pub fn of(bundle: &OciBundle, settings: Settings, host_cpus: u64) -> Result<Self, Fault> {
+        let settings = settings
+            .heed(|name| bundle.annotation(name))
+            .map_err(|error| Fault::invalid(error.to_string()))?;
         let linux = bundle.config.get("linux");
         let namespaces = linux
             .and_then(|linux| linux.get("namespaces"))
@@ -81,12 +89,17 @@ impl SandboxWish {
                 .or_else(own)
                 .filter(|&number| number > 0)
         };
-        let memory = number(MEMORY, ["memory", "limit"])
-            .map_or(DEFAULT_MEMORY_BYTES, i64::unsigned_abs)
+        let memory = settings
+            .own_memory_bytes
+            .or_else(|| number(MEMORY, ["memory", "limit"]).map(i64::unsigned_abs))
+            .unwrap_or(settings.memory_bytes)
             .saturating_add(GUEST_OVERHEAD_BYTES);
         let quota = number(CPU_QUOTA, ["cpu", "quota"]).map(i64::unsigned_abs);
         let period = number(CPU_PERIOD, ["cpu", "period"]).map_or(100_000, i64::unsigned_abs);
-        let cpus = quota.map_or(DEFAULT_CPUS, |quota| quota.div_ceil(period));
+        let cpus = settings
+            .own_cpus
+            .or_else(|| quota.map(|quota| quota.div_ceil(period)))
+            .unwrap_or(settings.cpus);
         Ok(Self {
             hostname: text(bundle.config.get("hostname"))
                 .unwrap_or_default()
@@ -99,6 +112,8 @@ impl SandboxWish {
             vcpus: u8::try_from(cpus.clamp(1, host_cpus.clamp(1, 64))).unwrap_or(64),
             memory_mib: memory.div_ceil(1 << 20).min(LARGEST_MIB),
             cgroup: text(linux.and_then(|linux| linux.get("cgroupsPath"))).map(str::to_owned),
+            template: settings.template,
+            kernel_parameters: settings.kernel_parameters,
         })
     }
 }
@@ -153,7 +168,7 @@ mod tests {
             config: config.as_object().unwrap().clone(),
             role: Role::Sandbox,
         };
-        SandboxWish::of(&bundle, 8)
+        SandboxWish::of(&bundle, Settings::default(), 8)
     }
 
     fn network() -> Value {

@@ -1,11 +1,13 @@
 //! containerd's task service (api/runtime/task/v3/shim.proto; version 2 has the same messages): requests in, [`Tasks`]
 //! asked, answers out.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use containerd_shim_protos::api as shim;
-use containerd_shim_protos::protobuf::{EnumOrUnknown, MessageField};
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{EnumOrUnknown, Message, MessageField, UnknownValueRef};
 use containerd_shim_protos::shim_async::Task as TaskService;
 use containerd_shim_protos::ttrpc::asynchronous::TtrpcContext;
 use containerd_shim_protos::ttrpc::{self};
@@ -52,6 +54,21 @@ pub(super) fn mounts(told: &[shim::Mount]) -> Vec<SnapshotMount> {
         .collect()
 }
 
+/// `ConfigPath` of the runtime's options in containerd's configuration (runtimeoptions.v1.Options, field 2).
+fn settings_path(options: &Any) -> Option<PathBuf> {
+    if !options.type_url.ends_with("runtimeoptions.v1.Options") {
+        return None;
+    }
+    let message = shim::Empty::parse_from_bytes(&options.value).ok()?;
+    let fields = message.special_fields.unknown_fields();
+    let path = fields.iter().find_map(|(number, value)| match value {
+        UnknownValueRef::LengthDelimited(bytes) if number == 2 => Some(bytes),
+        _ => None,
+    })?;
+    let path = std::str::from_utf8(path).ok()?;
+    (!path.is_empty()).then(|| path.into())
+}
+
 #[async_trait]
 impl TaskService for Service {
     async fn create(
@@ -65,6 +82,7 @@ impl TaskService for Service {
             );
         }
         let rootfs = mounts(&request.rootfs);
+        let settings = request.options.as_ref().and_then(settings_path);
         let pid = self
             .tasks
             .create(CreateTask {
@@ -77,6 +95,7 @@ impl TaskService for Service {
                     stderr: request.stderr,
                     terminal: request.terminal,
                 },
+                settings,
             })
             .await?;
         Ok(shim::CreateTaskResponse {
@@ -350,5 +369,27 @@ impl TaskService for Service {
     async fn shutdown(&self, _context: &TtrpcContext, request: shim::ShutdownRequest) -> Answer {
         self.tasks.shut_down(request.now).await;
         Ok(shim::Empty::default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_where_the_runtimes_options_say() {
+        let options = |url: &str, value: &[u8]| Any {
+            type_url: url.to_owned(),
+            value: value.to_vec(),
+            ..Default::default()
+        };
+        let url = "runtimeoptions.v1.Options";
+        // Fields 1 and 2, both texts.
+        let both = options(url, b"\x0a\x01x\x12\x04/a/b");
+        assert_eq!(settings_path(&both), Some("/a/b".into()));
+        assert_eq!(settings_path(&options(url, b"\x0a\x01x")), None);
+        assert_eq!(settings_path(&options(url, b"\x12\x7f")), None);
+        let others = options("containerd.runc.v1.Options", b"\x12\x04/a/b");
+        assert_eq!(settings_path(&others), None);
     }
 }

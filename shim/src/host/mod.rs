@@ -4,3 +4,4 @@ pub mod bundle;
 pub mod capacity;
 pub mod check;
 pub mod disk_room;
+pub mod install;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use vmpod_shim::host::install::Version;
 
 /// Pods in microVMs: a Kubernetes Pod manifest runs in a virtual machine of its own, without a daemon.
 #[derive(Debug, Parser)]
@@ -95,6 +96,8 @@ pub enum Command {
     Check(CheckArguments),
     /// Take away what killed processes left behind
     Gc(GcArguments),
+    /// Put vmpod where this host's containerd finds it, or take it away
+    Install(InstallArguments),
     /// Print a completion script for a shell
     Completions(CompletionsArguments),
     /// Print versions
@@ -405,6 +408,32 @@ pub struct CheckArguments {
     /// Measures the host's KVM in this process; started by `check` itself
     #[arg(long, hide = true)]
     pub probe_kvm: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct InstallArguments {
+    /// Take everything away again
+    #[arg(long)]
+    pub uninstall: bool,
+    /// Root directory of the host, where it is mounted elsewhere
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub host: PathBuf,
+    /// Directory for programs and guest
+    #[arg(long, value_name = "DIR", default_value = "/opt/vmpod")]
+    pub prefix: PathBuf,
+    /// containerd's configuration
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/containerd/config.toml"
+    )]
+    pub containerd_config: PathBuf,
+    /// containerd's version, where it cannot be asked
+    #[arg(long, value_name = "VERSION")]
+    pub containerd_version: Option<Version>,
+    /// Restart containerd by systemd when its configuration was changed
+    #[arg(long)]
+    pub restart: bool,
 }
 
 #[derive(Debug, Args)]

@@ -13,6 +13,7 @@ mod forward;
 mod guest;
 mod host;
 mod images;
+mod install;
 mod lifecycle;
 mod list;
 mod logs;
@@ -99,6 +100,7 @@ fn dispatch(command: Command, roots: Roots) -> anyhow::Result<u8> {
         Command::Check(arguments) => return host::check(&roots, &arguments),
         Command::Completions(arguments) => return host::completions(&arguments),
         Command::Version(arguments) => return host::version(&arguments),
+        Command::Install(arguments) => return install::install(arguments),
         _ => {}
     }
     roots.create()?;
@@ -125,6 +127,8 @@ fn dispatch(command: Command, roots: Roots) -> anyhow::Result<u8> {
         Command::Pull(arguments) => images::pull(&roots, &arguments),
         Command::Image(arguments) => images::image(&roots, &arguments),
         Command::Gc(arguments) => lifecycle::gc(&roots, &arguments),
-        Command::Check(_) | Command::Completions(_) | Command::Version(_) => Ok(0),
+        Command::Check(_) | Command::Completions(_) | Command::Install(_) | Command::Version(_) => {
+            Ok(0)
+        }
     }
 }

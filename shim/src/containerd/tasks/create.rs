@@ -12,6 +12,7 @@ use crate::containerd::guest_spec::{GuestSpec, PidNamespace};
 use crate::containerd::process::{Process, guest_pid, told_pid};
 use crate::containerd::sandbox::Sandbox;
 use crate::containerd::sandbox_wish::SandboxWish;
+use crate::containerd::settings::Settings;
 use crate::containerd::stdio::ProcessStdio;
 use crate::pod::tree::{RootSource, SnapshotMount};
 
@@ -20,7 +21,10 @@ impl Tasks {
         let bundle = OciBundle::read(&request.bundle)?;
         let sandbox = match &bundle.role {
             Role::Sandbox | Role::Single => {
-                let wish = SandboxWish::of(&bundle, self.host_cpus)?;
+                let path = request.settings.clone();
+                let settings = Settings::read(&path.unwrap_or_else(Settings::default_path))
+                    .map_err(|error| Fault::because("cannot use vmpod's settings", &error))?;
+                let wish = SandboxWish::of(&bundle, settings, self.host_cpus)?;
                 self.start_sandbox(&wish).await?
             }
             Role::Member(_) => self.sandbox().await?,

@@ -72,6 +72,8 @@ pub struct CreateTask {
     pub rootfs: Vec<SnapshotMount>,
     /// Where its streams go.
     pub uris: StdioUris,
+    /// `vmpod.toml`, where containerd names one.
+    pub settings: Option<PathBuf>,
 }
 
 /// The tasks of one shim.
