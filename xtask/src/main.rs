@@ -7,6 +7,7 @@ mod bundle;
 mod fuzz;
 mod host;
 mod images;
+mod install;
 mod node;
 mod packages;
 mod process;
@@ -42,6 +43,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Feed hostile bytes to what reads them, for a while
     Fuzz(fuzz::FuzzArgs),
+    /// Build, and put vmpod where this host's containerd finds it
+    Install(install::InstallArgs),
     /// Check the rules that this repository has set itself
     Tidy,
     /// An emulated AMD machine with real KVM, for hosts that have none
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Install(args) => install::run(&args),
         Command::Tidy => tidy::run(),
         Command::Node(args) => node::run(args),
     };

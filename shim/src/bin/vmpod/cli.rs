@@ -434,6 +434,9 @@ pub struct InstallArguments {
     /// Restart containerd by systemd when its configuration was changed
     #[arg(long)]
     pub restart: bool,
+    /// Stay until SIGTERM or SIGINT: for installers that are pods
+    #[arg(long)]
+    pub wait: bool,
 }
 
 #[derive(Debug, Args)]

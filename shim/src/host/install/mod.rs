@@ -305,4 +305,34 @@ mod tests {
         assert!(error.to_string().contains("usr/local/bin/vmpod"), "{error}");
         assert_eq!(fs::read_to_string(place).unwrap(), "another");
     }
+
+    #[test]
+    fn manifests_for_clusters_are_valid_and_the_overhead_is_that_of_a_machine() {
+        use k8s_openapi::api::apps::v1::DaemonSet;
+        use k8s_openapi::api::node::v1::RuntimeClass;
+
+        use crate::manifest::quantity;
+        use crate::manifest::sizing::{GUEST_OVERHEAD_BYTES, HOST_OVERHEAD_BYTES};
+
+        let class: RuntimeClass =
+            serde_saphyr::from_str(include_str!("../../../deploy/runtimeclass.yaml")).unwrap();
+        assert_eq!(class.handler, "vmpod");
+        let fixed = class.overhead.unwrap().pod_fixed.unwrap();
+        assert_eq!(
+            quantity::units(&fixed["memory"].0).unwrap(),
+            GUEST_OVERHEAD_BYTES + HOST_OVERHEAD_BYTES
+        );
+        let installer: DaemonSet =
+            serde_saphyr::from_str(include_str!("../../../deploy/installer.yaml")).unwrap();
+        assert!(
+            installer
+                .spec
+                .unwrap()
+                .template
+                .spec
+                .unwrap()
+                .host_pid
+                .unwrap()
+        );
+    }
 }
