@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::{LIMIT, SmallImage, Vmpod, eventually, program};
+use crate::{LIMIT, SmallImage, Vmpod, eventually, processes_with, program};
 
 /// On a file system that snapshots can lie on.
 const ROOT: &str = "/var/lib/vmpod/test-containerd";
@@ -216,6 +216,12 @@ fn stop_former(state: &Path) {
     let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     if command.starts_with("containerd") {
         let _ = Command::new("kill").args(["-9", &pid]).status();
+    }
+    // What its shims served is gone with it.
+    for (pid, command) in processes_with("containerd-shim") {
+        if command.contains(STATE) {
+            let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+        }
     }
     let _ = fs::remove_dir_all(state);
 }
