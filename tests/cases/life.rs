@@ -122,12 +122,16 @@ fn stop_ends_in_order_and_kills_what_does_not_listen() {
     let pod = Pod::new(
         "
   containers:
-  - {name: polite, image: busybox, command: [sh, -c, 'trap \"echo goodbye; exit 0\" TERM; while true; do sleep 0.1; done']}
-  - {name: deaf, image: busybox, command: [sh, -c, 'trap \"\" TERM; while true; do sleep 0.1; done']}",
+  - {name: polite, image: busybox, command: [sh, -c, 'trap \"echo goodbye; exit 0\" TERM; echo up; while true; do sleep 0.1; done']}
+  - {name: deaf, image: busybox, command: [sh, -c, 'trap \"\" TERM; echo up; while true; do sleep 0.1; done']}",
     );
     pod.start();
-    pod.await_phase("Running");
-    std::thread::sleep(Duration::from_secs(1));
+    // A signal before the trap is set would be lost on the first process of a container.
+    for name in ["polite", "deaf"] {
+        eventually(&format!("the trap of {name}"), || {
+            pod.logs(name).contains("up").then_some(())
+        });
+    }
     let began = Instant::now();
     vmpod(["stop", "--time", "3", &pod.name]).ok();
     assert!(
