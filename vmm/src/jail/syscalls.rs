@@ -102,8 +102,9 @@ pub const CONTROL: &[c_long] = &[
     SYS_ftruncate,
 ];
 
-/// Of the control thread as long as it may be asked for a snapshot: reading the page map, and starting the devices again.
-pub const SNAPSHOT: &[c_long] = &[SYS_pread64, SYS_eventfd2, SYS_epoll_create1];
+/// Of the control thread as long as it may be asked for a snapshot: reading the page map, writing the memory, and starting
+/// the devices again.
+pub const SNAPSHOT: &[c_long] = &[SYS_pread64, SYS_pwrite64, SYS_eventfd2, SYS_epoll_create1];
 
 /// Needed by a thread to narrow itself down: its capabilities and its filter.
 pub const NARROW: &[c_long] = &[SYS_capset, SYS_seccomp];

@@ -1,18 +1,21 @@
-//! Guest memory in a file: only what is not zero, piece after piece, and mapped copy-on-write into another machine.
+//! Guest memory in a file: what is not zero, each page at the offset of its guest-physical address, and mapped copy-on-write
+//! into another machine.
 //!
 //! Which pages there are is asked of the kernel, page by page, so that nothing is touched that the guest has not touched.
-//! A machine that uses an image shares the pages that it does not write to with all others that use it.
+//! A machine that uses an image shares the pages that it does not write to with all others that use it. They are kept and
+//! mapped in blocks of 2 MiB, so that the host can have each block in one huge page: the kernel's code, which no machine
+//! writes to, costs a fault a block then, and the pages between those that are written to are mapped many at once.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::FileExt;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::memory::{self, PAGE};
 
-/// Zero pages between two pieces that are stored rather than left out: a mapping costs more than they do.
-const GAP_PAGES: u64 = 8;
+/// What is mapped or left out as a whole: a huge page.
+const BLOCK: u64 = 2 << 20;
 /// Bytes written at once.
 const CHUNK: usize = 256 << 10;
 /// Entries of the page map read at once.
@@ -22,26 +25,28 @@ const MAP_ENTRIES: usize = 4096;
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 
-/// A piece of guest memory that is not all zero; whole pages.
+/// A piece of guest memory; whole pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// Guest-physical address.
+    /// Guest-physical address, and offset in the file.
     pub start: u64,
     /// Length in bytes.
     pub bytes: u64,
 }
 
-/// Finds the pieces of `guest` that are not zero. `page_map` is `/proc/self/pagemap` of this process, and all of `guest` is
-/// memory of its own: nothing of a file is mapped there.
+impl Run {
+    fn end(&self) -> u64 {
+        self.start.saturating_add(self.bytes)
+    }
+}
+
+/// Finds the pages of `guest` that are not zero, ascending, those that follow each other as one piece. `page_map` is
+/// `/proc/self/pagemap` of this process, and all of `guest` is memory of its own: nothing of a file is mapped there.
 ///
 /// # Errors
 /// The page map or the memory cannot be read.
-pub fn find_runs(
-    guest: &GuestMemoryMmap<()>,
-    page_map: &File,
-    most: usize,
-) -> io::Result<Vec<Run>> {
-    let mut pages = Vec::new();
+pub fn find_pages(guest: &GuestMemoryMmap<()>, page_map: &File) -> io::Result<Vec<Run>> {
+    let mut pages: Vec<Run> = Vec::new();
     let mut entries = vec![0u8; MAP_ENTRIES * 8];
     for region in guest.iter() {
         let host = memory::host_address(region).map_err(io::Error::other)?;
@@ -55,21 +60,60 @@ pub fn find_runs(
             for (i, entry) in (0u64..).zip(bytes.chunks_exact(8)) {
                 let entry = u64::from_le_bytes(entry.try_into().unwrap_or_default());
                 let at = region.start_addr().0 + (first + i) * PAGE;
-                if entry & (PRESENT | SWAPPED) != 0 && !is_zero(guest, at)? {
-                    pages.push(at);
+                if entry & (PRESENT | SWAPPED) == 0 || is_zero(guest, at)? {
+                    continue;
+                }
+                match pages.last_mut() {
+                    Some(last) if last.end() == at => last.bytes += PAGE,
+                    _ => pages.push(Run {
+                        start: at,
+                        bytes: PAGE,
+                    }),
                 }
             }
             first += n;
         }
     }
-    let mut gap = GAP_PAGES;
+    Ok(pages)
+}
+
+/// The blocks that hold `pages` (ascending), as far as they are memory of `guest`, at most `most` pieces: further apart
+/// blocks are joined where there are more.
+#[must_use]
+pub fn blocks(guest: &GuestMemoryMmap<()>, pages: &[Run], most: usize) -> Vec<Run> {
+    let mut gap = 0;
     loop {
-        let runs = join(&pages, gap, guest);
+        let runs = join(guest, pages, gap);
         if runs.len() <= most {
-            return Ok(runs);
+            return runs;
         }
-        gap *= 2;
+        gap = (gap * 2).max(BLOCK);
     }
+}
+
+fn join(guest: &GuestMemoryMmap<()>, pages: &[Run], gap: u64) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for piece in pages {
+        let Some(region) = guest.find_region(GuestAddress(piece.start)) else {
+            continue;
+        };
+        let first = region.start_addr().0;
+        let start = (piece.start / BLOCK * BLOCK).max(first);
+        let end = piece
+            .end()
+            .next_multiple_of(BLOCK)
+            .min(first + region.len());
+        match runs.last_mut() {
+            Some(last) if last.start >= first && start <= last.end().saturating_add(gap) => {
+                last.bytes = end.max(last.end()) - last.start;
+            }
+            _ => runs.push(Run {
+                start,
+                bytes: end - start,
+            }),
+        }
+    }
+    runs
 }
 
 fn is_zero(guest: &GuestMemoryMmap<()>, at: u64) -> io::Result<bool> {
@@ -81,39 +125,19 @@ fn is_zero(guest: &GuestMemoryMmap<()>, at: u64) -> io::Result<bool> {
     Ok(page.iter().all(|&word| word == 0))
 }
 
-/// Joins pages (ascending) that lie at most `gap` pages apart, within one region.
-fn join(pages: &[u64], gap: u64, guest: &GuestMemoryMmap<()>) -> Vec<Run> {
-    let mut runs: Vec<Run> = Vec::new();
-    for &page in pages {
-        if let Some(last) = runs.last_mut() {
-            let distance = page - (last.start + last.bytes);
-            if distance <= gap * PAGE
-                && guest.check_range(GuestAddress(last.start), span(last, page))
-            {
-                last.bytes = page + PAGE - last.start;
-                continue;
-            }
-        }
-        runs.push(Run {
-            start: page,
-            bytes: PAGE,
-        });
-    }
-    runs
-}
-
-/// Bytes from the start of a run to the end of a page.
-fn span(run: &Run, page: u64) -> usize {
-    usize::try_from(page + PAGE - run.start).unwrap_or(usize::MAX)
-}
-
-/// Writes the pieces one after the other.
+/// Writes `pages` to the file, which ends with `runs`, and has the host keep the runs in huge pages where it can.
 ///
 /// # Errors
 /// The memory cannot be read, or the file not be written: no space, most likely.
-pub fn write(guest: &GuestMemoryMmap<()>, runs: &[Run], mut file: &File) -> io::Result<()> {
+pub fn write(
+    guest: &GuestMemoryMmap<()>,
+    pages: &[Run],
+    runs: &[Run],
+    file: &File,
+) -> io::Result<()> {
+    file.set_len(runs.last().map_or(0, Run::end))?;
     let mut buffer = vec![0u8; CHUNK];
-    for run in runs {
+    for run in pages {
         let mut done = 0;
         while done < run.bytes {
             let n = usize::try_from(run.bytes - done).map_or(CHUNK, |left| left.min(CHUNK));
@@ -121,9 +145,12 @@ pub fn write(guest: &GuestMemoryMmap<()>, runs: &[Run], mut file: &File) -> io::
             guest
                 .read_slice(chunk, GuestAddress(run.start + done))
                 .map_err(io::Error::other)?;
-            file.write_all(chunk)?;
+            file.write_all_at(chunk, run.start + done)?;
             done += n as u64;
         }
+    }
+    for run in runs {
+        memory::collapse_file(file, run.start, run.bytes)?;
     }
     Ok(())
 }
@@ -134,7 +161,6 @@ pub fn write(guest: &GuestMemoryMmap<()>, runs: &[Run], mut file: &File) -> io::
 /// They do not lie in guest memory, overlap, or are not what the file holds.
 pub fn map(guest: &GuestMemoryMmap<()>, runs: &[Run], file: &File) -> io::Result<()> {
     let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, what);
-    let mut offset = 0u64;
     let mut end = 0u64;
     for run in runs {
         let whole = run.start.is_multiple_of(PAGE) && run.bytes.is_multiple_of(PAGE);
@@ -145,18 +171,13 @@ pub fn map(guest: &GuestMemoryMmap<()>, runs: &[Run], file: &File) -> io::Result
             .start
             .checked_add(run.bytes)
             .ok_or_else(|| invalid("a piece of memory has no end"))?;
-        offset = offset
-            .checked_add(run.bytes)
-            .ok_or_else(|| invalid("there is more memory than there can be"))?;
     }
     // A file that is shorter would end the process at the first touch beyond its end.
-    if file.metadata()?.len() != offset {
+    if file.metadata()?.len() != end {
         return Err(invalid("its length is not that of the saved memory"));
     }
-    let mut offset = 0;
     for run in runs {
-        memory::map_file(guest, file, offset, run.start, run.bytes)?;
-        offset += run.bytes;
+        memory::map_file(guest, file, run.start, run.start, run.bytes)?;
     }
     // The mappings are new, so what was said about the memory before does not hold for them.
     memory::leave_out_of_dumps(guest).map_err(io::Error::other)
@@ -182,29 +203,43 @@ mod tests {
         guest.write_obj(value, GuestAddress(at)).unwrap();
     }
 
+    fn run(start: u64, bytes: u64) -> Run {
+        Run { start, bytes }
+    }
+
     #[test]
     fn memory_written_and_mapped_is_the_same_and_changes_stay_private() {
         let from = guest();
-        for (at, value) in [(0x1000, 1), (0x1fff, 2), (0x5000, 3), (0x200_0000, 4)] {
+        for (at, value) in [(0x1000, 1), (0x1fff, 2), (0x5000, 3), (0x240_0000, 4)] {
             write_at(&from, at, value);
         }
         // Touched, but zero.
         write_at(&from, 0x300_0000, 0);
-        let runs = find_runs(&from, &page_map().unwrap(), 100).unwrap();
-        let run = |start, bytes| Run { start, bytes };
-        assert_eq!(runs, [run(0x1000, 0x5000), run(0x200_0000, 0x1000)]);
+        let pages = find_pages(&from, &page_map().unwrap()).unwrap();
+        assert_eq!(
+            pages,
+            [
+                run(0x1000, 0x1000),
+                run(0x5000, 0x1000),
+                run(0x240_0000, 0x1000)
+            ]
+        );
+        let runs = blocks(&from, &pages, 100);
+        assert_eq!(runs, [run(0, BLOCK), run(0x240_0000, BLOCK)]);
 
         let file = tempfile::tempfile().unwrap();
-        write(&from, &runs, &file).unwrap();
-        assert_eq!(file.metadata().unwrap().len(), 0x6000);
+        write(&from, &pages, &runs, &file).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 0x240_0000 + BLOCK);
         let first = guest();
         let second = guest();
         for to in [&first, &second] {
             map(to, &runs, &file).unwrap();
-            for (at, value) in [(0x1000, 1), (0x1fff, 2), (0x5000, 3), (0x200_0000, 4)] {
+            for (at, value) in [(0x1000, 1), (0x1fff, 2), (0x5000, 3), (0x240_0000, 4)] {
                 assert_eq!(to.read_obj::<u8>(GuestAddress(at)).unwrap(), value);
             }
-            assert_eq!(to.read_obj::<u8>(GuestAddress(0x300_0000)).unwrap(), 0);
+            for at in [0, 0x300_0000] {
+                assert_eq!(to.read_obj::<u8>(GuestAddress(at)).unwrap(), 0);
+            }
         }
         write_at(&first, 0x5000, 77);
         assert_eq!(second.read_obj::<u8>(GuestAddress(0x5000)).unwrap(), 3);
@@ -214,38 +249,40 @@ mod tests {
     }
 
     #[test]
-    fn runs_beyond_the_bound_are_joined_further() {
-        let from = guest();
-        for i in 0..8 {
-            write_at(&from, i * 0x10_0000, 1);
-        }
-        let page_map = page_map().unwrap();
-        assert_eq!(find_runs(&from, &page_map, 100).unwrap().len(), 8);
-        let runs = find_runs(&from, &page_map, 1).unwrap();
-        assert_eq!(
-            runs,
-            [Run {
-                start: 0,
-                bytes: 0x70_1000
-            }]
-        );
+    fn blocks_beyond_the_bound_are_joined_further() {
+        let guest = guest();
+        let pages: Vec<Run> = (0..8).map(|i| run(i * 4 * BLOCK, PAGE)).collect();
+        assert_eq!(blocks(&guest, &pages, 100).len(), 8);
+        assert_eq!(blocks(&guest, &pages, 1), [run(0, 29 * BLOCK)]);
+    }
+
+    #[test]
+    fn blocks_of_memory_that_is_no_multiple_of_them_end_with_it() {
+        let guest = memory::allocate(63).unwrap();
+        let end = 63 << 20;
+        let pages = [run(end - PAGE, PAGE)];
+        assert_eq!(blocks(&guest, &pages, 1), [run(end - BLOCK / 2, BLOCK / 2)]);
     }
 
     #[test]
     fn runs_that_do_not_fit_memory_or_file_are_refused() {
         let file = tempfile::tempfile().unwrap();
-        file.set_len(0x2000).unwrap();
-        let run = |start, bytes| Run { start, bytes };
+        file.set_len(0x4000).unwrap();
+        map(&guest(), &[run(0x1000, 0x1000), run(0x3000, 0x1000)], &file).unwrap();
         for runs in [
             vec![run(0x1000, 0x1000)],
-            vec![run(0x1000, 0x3000)],
-            vec![run(0x1001, 0x2000)],
-            vec![run(0x2000, 0x1000), run(0x1000, 0x1000)],
-            vec![run(0x1000, 0), run(0x1000, 0x2000)],
-            vec![run(1 << 40, 0x2000)],
+            vec![run(0x1000, 0x4000)],
+            vec![run(0x2001, 0x2000)],
+            vec![run(0x3000, 0x1000), run(0x1000, 0x1000)],
+            vec![run(0x2000, 0x2000), run(0x3000, 0x1000)],
+            vec![run(0x1000, 0), run(0x1000, 0x3000)],
             vec![run(u64::MAX - 0xfff, 0x2000)],
-            vec![run((64 << 20) - 0x1000, 0x2000)],
         ] {
+            assert!(map(&guest(), &runs, &file).is_err(), "{runs:?}");
+        }
+        let end = 64 << 20;
+        for runs in [vec![run(end - 0x1000, 0x2000)], vec![run(1 << 40, 0x2000)]] {
+            file.set_len(runs[0].start + runs[0].bytes).unwrap();
             assert!(map(&guest(), &runs, &file).is_err(), "{runs:?}");
         }
     }

@@ -109,6 +109,8 @@ impl Target {
     pub fn create(directory: &Path) -> Result<Self, WriteError> {
         let create = |name, what| {
             OpenOptions::new()
+                // Read as well: the memory is mapped once it is written.
+                .read(true)
                 .write(true)
                 .create_new(true)
                 .mode(0o600)
@@ -136,9 +138,11 @@ impl Target {
         memory: &GuestMemory,
     ) -> Result<(), WriteError> {
         let fail = |what| move |source| WriteError { what, source };
-        state.runs = memory_image::find_runs(memory, &self.page_map, MAX_RUNS)
+        let pages = memory_image::find_pages(memory, &self.page_map)
             .map_err(fail("find the pages in use for the memory"))?;
-        memory_image::write(memory, &state.runs, &self.memory).map_err(fail("write the memory"))?;
+        state.runs = memory_image::blocks(memory, &pages, MAX_RUNS);
+        memory_image::write(memory, &pages, &state.runs, &self.memory)
+            .map_err(fail("write the memory"))?;
         self.state
             .write_all(&state.encode())
             .map_err(fail("write the state"))

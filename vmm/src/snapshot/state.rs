@@ -20,7 +20,7 @@ const MAX_DEVICES: usize = 64;
 const MAX_QUEUES: usize = 16;
 /// Bytes in the UART's receive buffer (16550A).
 const MAX_SERIAL_BYTES: usize = 64;
-/// Most pieces of memory that are not zero. Each costs a mapping.
+/// Most pieces of memory in the memory file. Each costs a mapping.
 pub const MAX_RUNS: usize = 4096;
 
 /// A machine that stands still, without its memory.
@@ -36,7 +36,7 @@ pub struct MachineState {
     pub vm: VmState,
     /// vCPUs by index.
     pub vcpus: Vec<VcpuState>,
-    /// Where memory is not zero, in the order in which the memory file holds it.
+    /// Which memory the memory file holds.
     pub runs: Vec<Run>,
 }
 
