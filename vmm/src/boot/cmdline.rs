@@ -6,12 +6,10 @@ use crate::layout;
 ///
 /// The console stays silent below KERN_EMERG, because each character costs an exit; a panic raises the level to
 /// everything, so that its dump is complete. `reboot=k` makes the guest end with a keyboard controller reset, which is
-/// answered at once, and `panic=-1` makes a panic end in it without delay. `percpu_alloc=page`: per-CPU memory comes in
-/// units of its own size instead of 2 MiB, of which the kernel accounts for each 4 bytes with 8 of its own: a pod's second
-/// such unit would cost 4 MiB, written to when its first container starts. The rest saves waiting and probing for what
-/// this machine does not have.
+/// answered at once, and `panic=-1` makes a panic end in it without delay. The rest saves waiting and probing for what this
+/// machine does not have.
 const FIXED: &str = "console=ttyS0 quiet loglevel=1 reboot=k panic=-1 tsc=reliable no_timer_check \
-                     8250.nr_uarts=1 dummy.numdummies=0 percpu_alloc=page";
+                     8250.nr_uarts=1 dummy.numdummies=0";
 
 /// Buckets for each MiB of memory in the kernel's tables of names and of inodes: an eighth and a quarter of its own
 /// choice, which is made for machines that serve files for months. A pod has few, and each touches another page of them.

@@ -151,6 +151,12 @@ pub trait VirtioDevice: Send {
         let _ = (offset, data);
     }
 
+    /// Whether the device ever changes its configuration by itself and raises [`InterruptKind::Config`] for it. Interrupts
+    /// of those that do not are cheaper.
+    fn changes_config(&self) -> bool {
+        false
+    }
+
     /// Starts the device's workers.
     ///
     /// # Errors

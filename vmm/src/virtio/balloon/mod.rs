@@ -182,6 +182,10 @@ impl VirtioDevice for Balloon {
         }
     }
 
+    fn changes_config(&self) -> bool {
+        true
+    }
+
     fn write_config(&mut self, offset: u64, data: &[u8]) {
         let mut actual = self.shared.actual.load(Ordering::Relaxed).to_le_bytes();
         for (i, byte) in data.iter().enumerate() {

@@ -17,18 +17,21 @@ pub struct MmioInterrupt {
     status: AtomicU32,
     generation: AtomicU32,
     line: EventFd,
+    /// The driver need not acknowledge ([`super::registers::VENDOR_PLAIN`]).
+    plain: bool,
 }
 
 impl MmioInterrupt {
-    /// Nothing pending.
+    /// Nothing pending. `plain` says that each interrupt has an edge, whether or not the one before was acknowledged.
     ///
     /// # Errors
     /// No descriptor can be had.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(plain: bool) -> io::Result<Self> {
         Ok(Self {
             status: AtomicU32::new(0),
             generation: AtomicU32::new(0),
             line: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            plain,
         })
     }
 
@@ -76,7 +79,7 @@ impl Interrupt for MmioInterrupt {
         };
         // A bit that is still pending has its edge under way: the driver looks at the rings only after it has
         // acknowledged, so it will see what is there now.
-        if self.status.fetch_or(bit, Ordering::SeqCst) & bit == 0 {
+        if self.status.fetch_or(bit, Ordering::SeqCst) & bit == 0 || self.plain {
             self.line.write(1)?;
         }
         Ok(())
@@ -89,7 +92,7 @@ mod tests {
 
     #[test]
     fn interrupt_raised_again_before_it_is_acknowledged_is_one_edge() {
-        let interrupt = MmioInterrupt::new().unwrap();
+        let interrupt = MmioInterrupt::new(false).unwrap();
         interrupt.raise(InterruptKind::Queue(0)).unwrap();
         interrupt.raise(InterruptKind::Queue(1)).unwrap();
         assert_eq!(interrupt.line().read().unwrap(), 1);
@@ -101,5 +104,15 @@ mod tests {
         assert_eq!(interrupt.status(), 2);
         interrupt.raise(InterruptKind::Queue(0)).unwrap();
         assert_eq!(interrupt.line().read().unwrap(), 1);
+    }
+
+    #[test]
+    fn interrupt_that_is_plain_is_an_edge_each_time_and_shows_in_the_status() {
+        let interrupt = MmioInterrupt::new(true).unwrap();
+        for _ in 0..3 {
+            interrupt.raise(InterruptKind::Queue(0)).unwrap();
+            assert_eq!(interrupt.line().read().unwrap(), 1);
+            assert_eq!(interrupt.status(), 1);
+        }
     }
 }

@@ -93,7 +93,7 @@ impl MmioTransport {
             device: name(),
             source,
         };
-        let interrupt = Arc::new(MmioInterrupt::new().map_err(descriptor)?);
+        let interrupt = Arc::new(MmioInterrupt::new(!device.changes_config()).map_err(descriptor)?);
         let mut kicks = Vec::new();
         let mut queues = Vec::new();
         for &size in device.queue_sizes() {
@@ -166,7 +166,8 @@ impl MmioTransport {
             offset::MAGIC_VALUE => registers::MAGIC,
             offset::VERSION => registers::VERSION,
             offset::DEVICE_ID => self.device.device_type(),
-            offset::VENDOR_ID => registers::VENDOR,
+            offset::VENDOR_ID if self.device.changes_config() => registers::VENDOR,
+            offset::VENDOR_ID => registers::VENDOR_PLAIN,
             offset::DEVICE_FEATURES => match self.offered_select {
                 0 => self.offered as u32,
                 1 => (self.offered >> 32) as u32,

@@ -49,6 +49,10 @@ impl VirtioDevice for FakeDevice {
         1 << 29 | 0b101
     }
 
+    fn changes_config(&self) -> bool {
+        true
+    }
+
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let config = self.seen.config.lock().unwrap();
         for (i, byte) in (0u64..).zip(data) {

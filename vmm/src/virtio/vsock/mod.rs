@@ -41,7 +41,9 @@ pub use connection::BUFFER_BYTES;
 pub use host_sockets::VsockError;
 pub use table::{ANSWER_LIMIT, MAX_SOCKETS};
 
-const QUEUE_SIZES: [u16; 3] = [256, 256, 8];
+/// Receive, transmit, events. The guest fills all of the first with buffers when it boots, 13,000 instructions and a page or
+/// two each; the connections' own windows are larger than what 64 hold.
+const QUEUE_SIZES: [u16; 3] = [64, 256, 8];
 
 /// What the worker gives back; nothing when it never got the host sockets.
 type Finished = Option<(Host, Vec<StoppedQueue>)>;
