@@ -162,10 +162,10 @@ impl TaskService for Service {
         request: shim::PidsRequest,
     ) -> Answer<shim::PidsResponse> {
         let task = self.tasks.task(&request.id)?;
-        let pids: Vec<u32> = if task.is_sandbox {
+        // A containerd that comes back takes a task without any process for one that was never made, and forgets how it
+        // ended: one that has ended has its first still.
+        let pids: Vec<u32> = if task.is_sandbox || task.first.state().exit().is_some() {
             vec![task.first.pid()]
-        } else if task.first.state().exit().is_some() {
-            Vec::new()
         } else {
             let sandbox = self.tasks.sandbox().await?;
             let listed = sandbox
