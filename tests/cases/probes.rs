@@ -73,7 +73,8 @@ fn liveness_that_fails_restarts_the_container_with_the_probes_grace() {
     );
     pod.start();
     pod.await_phase("Running");
-    let _ = pod.sh("sick", "rm /alive");
+    // Its first process may not have come to making it yet.
+    let _ = pod.sh("sick", "until rm /alive 2>/dev/null; do sleep 0.1; done");
     let status = eventually("a restart", || {
         let status = pod.container("sick");
         (status["restartCount"] == 1 && status["state"]["running"].is_object()).then_some(status)
