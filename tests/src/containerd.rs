@@ -24,6 +24,7 @@ const SUBNETS: &str = r#"[[{"subnet": "10.77.0.0/24"}], [{"subnet": "fd77::/64"}
 pub struct Containerd {
     process: Mutex<Option<Child>>,
     state: PathBuf,
+    version: (u32, u32),
 }
 
 /// The containerd of this test program, started with the first use.
@@ -50,6 +51,7 @@ impl Containerd {
         let containerd = Self {
             process: Mutex::new(None),
             state,
+            version: version(),
         };
         write(&containerd.state.join("config.toml"), &containerd.config());
         write(
@@ -92,9 +94,21 @@ state = "{STATE}/state"
     runtime_type = "io.containerd.vmpod.v2"
     pod_annotations = ["test.*"]
     privileged_without_host_devices = false
-"#,
-            socket = self.socket().display()
+{sandboxer}"#,
+            socket = self.socket().display(),
+            // From 2.0 on the runtime makes the pod itself.
+            sandboxer = if self.version >= (2, 0) {
+                "    sandboxer = \"shim\"\n"
+            } else {
+                ""
+            },
         )
+    }
+
+    /// Its version, major and minor.
+    #[must_use]
+    pub fn version(&self) -> (u32, u32) {
+        self.version
     }
 
     /// Its socket, which the CRI is on as well.
@@ -208,6 +222,16 @@ state = "{STATE}/state"
             .arg(self.socket())
             .args(words)
     }
+}
+
+/// Version of the containerd that is found in the path: `containerd github.com/containerd/containerd 1.6.20~ds1 ...`.
+fn version() -> (u32, u32) {
+    let said = program(Path::new("containerd"), ["--version"]).ok();
+    let numbers = said.split_whitespace().nth(2).and_then(|version| {
+        let mut parts = version.trim_start_matches('v').split('.');
+        Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+    });
+    numbers.unwrap_or_else(|| panic!("containerd says {said:?}"))
 }
 
 /// Kills the containerd of a test program that ended without doing so.

@@ -219,8 +219,30 @@ impl Pod {
     }
 }
 
+impl Pod {
+    /// Writes what is known of the pod to the test's output, for whoever has to find out why a test failed.
+    fn tell(&self) {
+        for arguments in [["inspect", &self.name], ["events", &self.name]] {
+            println!("{}", vmpod(arguments).run());
+        }
+        // Of all pods that are left: the id is not known when `inspect` has failed.
+        for pod in std::fs::read_dir("/run/vmpod/pods").into_iter().flatten() {
+            let Ok(pod) = pod else { continue };
+            for file in ["supervisor.log", "vmm.log", "machine/console.log"] {
+                let file = pod.path().join(file);
+                let text = std::fs::read(&file).unwrap_or_default();
+                let tail = &text[text.len().saturating_sub(4096)..];
+                println!("{file:?}:\n{}", String::from_utf8_lossy(tail));
+            }
+        }
+    }
+}
+
 impl Drop for Pod {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.tell()));
+        }
         // Also after a failed assertion: the next test wants a clean host.
         let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             vmpod(["rm", "-f", &self.name]).run()

@@ -12,6 +12,7 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
 
 use crate::process;
 use crate::progress::Step;
@@ -113,22 +114,32 @@ impl Apt {
     /// # Errors
     /// When the machine has no Debian source for its own release, or the cache cannot be written.
     pub fn open() -> Result<Self> {
-        let release = fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
-        let codename = sources::codename(&release)
-            .context("/etc/os-release has no VERSION_CODENAME: this needs a Debian release")?;
-        let dir = workspace::cache_dir()?.join("apt");
-        for part in ["sources", "lists/partial", "archives/partial"] {
-            let path = dir.join(part);
-            fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
-        }
-        let machine = sources::read_machine(Path::new("/etc/apt"))?;
+        let codename = own_codename()?;
         let mut wanted = vec![
             codename.clone(),
             format!("{codename}-updates"),
             format!("{codename}-security"),
         ];
         wanted.push(format!("{codename}-backports"));
-        let text = sources::derive(&machine, &codename, &wanted)?;
+        Self::with(codename, workspace::cache_dir()?.join("apt"), &wanted)
+    }
+
+    /// The same for another release alone: nothing of it can be installed, only downloaded.
+    ///
+    /// # Errors
+    /// As [`Apt::open`].
+    fn of_release(release: &str) -> Result<Self> {
+        let dir = workspace::cache_dir()?.join("apt").join(release);
+        Self::with(own_codename()?, dir, &[release.to_owned()])
+    }
+
+    fn with(codename: String, dir: PathBuf, wanted: &[String]) -> Result<Self> {
+        for part in ["sources", "lists/partial", "archives/partial"] {
+            let path = dir.join(part);
+            fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
+        }
+        let machine = sources::read_machine(Path::new("/etc/apt"))?;
+        let text = sources::derive(&machine, &codename, wanted)?;
         let file = dir.join("sources/vmpod.sources");
         if fs::read_to_string(&file).ok().as_deref() != Some(&text) {
             fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
@@ -276,6 +287,47 @@ impl Apt {
         }
         fs::remove_dir_all(&archives).with_context(|| format!("removing {}", archives.display()))
     }
+}
+
+fn own_codename() -> Result<String> {
+    let release = fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
+    sources::codename(&release)
+        .context("/etc/os-release has no VERSION_CODENAME: this needs a Debian release")
+}
+
+/// The folder in the cache that `packages` of another Debian release are unpacked in. Nothing of it
+/// is installed, and what the packages depend on is this machine's own.
+///
+/// # Errors
+/// When apt or dpkg fails, with the last lines.
+pub fn unpacked_of_release(release: &str, packages: &[&str]) -> Result<PathBuf> {
+    let apt = Apt::of_release(release)?;
+    let mut step = Step::begin(format!("unpacking from {release}: {}", packages.join(" ")));
+    apt.refresh(&mut step)?;
+    let parent = workspace::cache_dir()?.join("packages");
+    let versions = apt.candidates(packages)?;
+    let hash = Sha256::digest(format!("{release}\n{versions}"));
+    let number: String = hash
+        .iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let place = parent.join(format!("{release}-{number}"));
+    if !place.is_dir() {
+        let new = parent.join(format!("{release}.new"));
+        // Of a run that was broken off, and of versions that are not the newest any more.
+        for old in fs::read_dir(&parent).into_iter().flatten().flatten() {
+            let name = old.file_name().to_string_lossy().into_owned();
+            if name.starts_with(&format!("{release}-")) || old.path() == new {
+                fs::remove_dir_all(old.path())
+                    .with_context(|| format!("removing {}", old.path().display()))?;
+            }
+        }
+        apt.unpack(packages, &new, &mut step)?;
+        fs::rename(&new, &place).with_context(|| format!("making {}", place.display()))?;
+    }
+    step.done();
+    Ok(place)
 }
 
 /// Names and candidate versions in what `apt-cache policy` prints.

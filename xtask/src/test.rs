@@ -12,6 +12,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use self::programs::Program;
 use self::tally::Tally;
 use crate::bundle;
 use crate::host::Host;
@@ -36,6 +37,31 @@ pub struct TestArgs {
     /// Only tests whose name contains this; format, lints and rules are left out then
     filter: Option<String>,
 }
+
+/// The test program whose cases drive containerd, and the package that has it.
+const CONTAINERD: &str = "containerd";
+
+/// Releases whose containerd is driven as well, and the cases that are about the seam between containerd and the shim:
+/// 1.7, and the newest that Debian has, 2.1 or later, where the runtime makes the sandbox itself.
+const OTHER_CONTAINERDS: [(&str, &[&str]); 2] = [
+    (
+        "trixie",
+        &["tasks::", "pods::", "exec_with", "port_forward"],
+    ),
+    (
+        "sid",
+        &[
+            "tasks::",
+            "pods::",
+            "accidents::",
+            "exec_with",
+            "port_forward",
+            "interface_has",
+            "stats_count",
+            "bad_input::",
+        ],
+    ),
+];
 
 /// What all stages together found.
 #[derive(Debug, Default)]
@@ -166,26 +192,41 @@ fn end_to_end_tests(debug: bool, filter: Option<&str>, tally: &mut Tally) -> Res
     images::ensure(&images::all(), &host, &place, images::Refresh::Changed)?;
     // For others than vmpod that want the images too.
     let archives = images::archives()?.join(":");
+    let binary = place.join("bin/vmpod").to_string_lossy().into_owned();
+    let mut environment = vec![
+        ("VMPOD_BIN".to_owned(), binary),
+        ("VMPOD_IMAGES".to_owned(), archives),
+    ];
+    if debug {
+        environment.push(("VMPOD_DEBUG_BUNDLE".to_owned(), "1".to_owned()));
+    }
     let mut broken = Vec::new();
-    for program in &programs {
-        if !program.has_ignored_tests(filter)? {
-            continue;
-        }
-        eprintln!("-- {}", program.title());
+    let mut run = |title: &str, program: &Program, filters: &[&str], environment| {
+        eprintln!("-- {title}");
         let mut arguments = vec![program.executable.clone()];
         arguments.extend(["--ignored", "--test-threads=1"].map(str::to_owned));
-        arguments.extend(filter.map(str::to_owned));
-        let binary = place.join("bin/vmpod").to_string_lossy().into_owned();
-        let mut environment = vec![
-            ("VMPOD_BIN".to_owned(), binary),
-            ("VMPOD_IMAGES".to_owned(), archives.clone()),
-        ];
-        if debug {
-            environment.push(("VMPOD_DEBUG_BUNDLE".to_owned(), "1".to_owned()));
-        }
+        arguments.extend(filters.iter().map(|&filter| filter.to_owned()));
         let invocation = program.invocation(arguments, environment);
         let status = counted(tally, |lines| host.run(&invocation, Some(lines)))?;
-        broken.extend(status.map(|status| format!("{} ({status})", program.title())));
+        broken.extend(status.map(|status| format!("{title} ({status})")));
+        anyhow::Ok(())
+    };
+    for program in &programs {
+        if program.has_ignored_tests(filter)? {
+            let filters: Vec<&str> = filter.into_iter().collect();
+            run(&program.title(), program, &filters, environment.clone())?;
+        }
+        if filter.is_none() && program.name == CONTAINERD {
+            for (release, cases) in OTHER_CONTAINERDS {
+                let place = packages::unpacked_of_release(release, &[CONTAINERD])?;
+                let programs = place.join("usr/bin");
+                let path = std::env::var("PATH").unwrap_or_default();
+                let mut environment = environment.clone();
+                environment.push(("PATH".to_owned(), format!("{}:{path}", programs.display())));
+                let title = format!("{}, containerd of {release}", program.title());
+                run(&title, program, cases, environment)?;
+            }
+        }
     }
     no_result_is_an_error(&broken)
 }

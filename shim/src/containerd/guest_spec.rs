@@ -170,6 +170,53 @@ impl GuestSpec {
             pids,
         })
     }
+
+    /// Adds what all containers of a pod have in common, where `config` does not have it: the files that elsewhere lie
+    /// beside the pause container, and the pod's shared memory in the place of one that is no one's.
+    pub fn add_pod_mounts(&mut self) {
+        let read_only = self
+            .config
+            .get("root")
+            .and_then(|root| root.get("readonly"));
+        let read_only = read_only == Some(&Value::Bool(true));
+        let mounts = self.config.entry("mounts").or_insert_with(|| json!([]));
+        let Some(mounts) = mounts.as_array_mut() else {
+            return;
+        };
+        for (destination, source) in pod_mounts() {
+            let is_bind = |mount: &Value| {
+                let options = mount.get("options").and_then(Value::as_array);
+                let mut options = options.into_iter().flatten().filter_map(Value::as_str);
+                options.any(|option| option == "bind" || option == "rbind")
+            };
+            let at = mounts.iter().position(|mount| {
+                mount.get("destination").and_then(Value::as_str) == Some(destination)
+            });
+            let options = if read_only && destination != "/dev/shm" {
+                ["rbind", "ro"]
+            } else {
+                ["rbind", "rw"]
+            };
+            let wanted = json!({
+                "destination": destination, "type": "bind", "source": source, "options": options,
+            });
+            match at.and_then(|at| mounts.get_mut(at)) {
+                Some(mount) if is_bind(mount) => {}
+                Some(mount) => *mount = wanted,
+                None => mounts.push(wanted),
+            }
+        }
+    }
+}
+
+/// What each container of a pod mounts when nobody else says what: its part of the OCI configuration.
+fn pod_mounts() -> [(&'static str, String); 4] {
+    [
+        ("/etc/hosts", guest_paths::hosts()),
+        ("/etc/hostname", guest_paths::hostname()),
+        ("/etc/resolv.conf", guest_paths::resolv_conf()),
+        ("/dev/shm", "/dev/shm".to_owned()),
+    ]
 }
 
 fn refuse_hooks(config: &Map<String, Value>) -> Result<(), SpecError> {
@@ -317,6 +364,34 @@ fn devices(linux: &mut Map<String, Value>) -> Result<(), SpecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pod_mounts_are_added_where_there_are_none() {
+        let config = json!({
+            "root": {"path": "rootfs", "readonly": true},
+            "linux": {"namespaces": namespaces_of_a_pod()},
+            "mounts": [
+                {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid"]},
+                {"destination": "/etc/hosts", "type": "bind", "source": "/k/hosts", "options": ["rbind", "rw"]},
+            ],
+        });
+        let mut spec = GuestSpec::of("c", config.as_object().unwrap().clone()).unwrap();
+        spec.add_pod_mounts();
+        let mounts = spec.config["mounts"].as_array().unwrap();
+        let at = |destination: &str| {
+            let mut found = mounts.iter().filter(|m| m["destination"] == destination);
+            let mount = found.next().unwrap();
+            assert!(found.next().is_none());
+            (
+                mount["source"].as_str().unwrap(),
+                mount["options"][1].as_str().unwrap(),
+            )
+        };
+        assert_eq!(at("/dev/shm"), ("/dev/shm", "rw"));
+        assert_eq!(at("/etc/hosts").0, guest_paths::member_mount("c", 0));
+        assert_eq!(at("/etc/resolv.conf"), (&*guest_paths::resolv_conf(), "ro"));
+        assert_eq!(at("/etc/hostname"), (&*guest_paths::hostname(), "ro"));
+    }
 
     fn namespaces_of_a_pod() -> Value {
         json!([

@@ -13,8 +13,11 @@ use containerd_shim::bootstrap::{BootstrapParams, BootstrapResult};
 use containerd_shim::{Flags, StartOpts};
 use containerd_shim_protos::TASK_API_VERSION;
 use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 
 use super::bundle::{BundleError, OciBundle, Role};
+use super::settings;
+use super::task_service::settings_path;
 
 /// Environment variable with the address of containerd's event service.
 pub const EVENTS_ADDRESS: &str = "TTRPC_ADDRESS";
@@ -157,6 +160,8 @@ fn options(flags: &Flags, input: &[u8]) -> Result<(StartOpts, Reply), LaunchErro
         }
         return Ok((message.into(), Reply::Message));
     }
+    // The runtime's options, from containerd 1.7 on.
+    let told = Any::parse_from_bytes(input).ok();
     Ok((
         StartOpts {
             id: flags.id.clone(),
@@ -166,6 +171,7 @@ fn options(flags: &Flags, input: &[u8]) -> Result<(StartOpts, Reply), LaunchErro
                 .unwrap_or_else(|_| format!("{}.ttrpc", flags.address)),
             namespace: flags.namespace.clone(),
             debug: flags.debug,
+            extensions: told.into_iter().collect(),
             ..Default::default()
         },
         Reply::Text,
@@ -195,6 +201,10 @@ fn serve(options: &StartOpts, address: &str) -> Result<(), LaunchError> {
         .process_group(0);
     if options.debug {
         command.arg("-debug");
+    }
+    // Who is asked for a sandbox alone is not told again.
+    if let Some(path) = options.extensions.iter().find_map(settings_path) {
+        command.env(settings::PATH_VARIABLE, path);
     }
     let mut child = command
         .spawn()

@@ -3,7 +3,8 @@
 //!
 //! containerd executes `containerd-shim-vmpod-v2` in a bundle with an action ([`launch`], [`cleanup`]) or to serve
 //! ([`server`]). One serving process a pod: it is the pod's supervisor, and the machine dies with it. Requests come in
-//! through [`task_service`]; [`tasks`] knows what containerd knows; [`sandbox`] keeps the machine. Containers are made by
+//! through [`task_service`], and through [`sandbox_service`] where containerd makes the pod itself and no pause container
+//! (`sandboxer = "shim"`); [`tasks`] knows what containerd knows; [`sandbox`] keeps the machine. Containers are made by
 //! the agent's container primitives, one by one; restarts, probes and hooks are the kubelet's.
 
 pub mod bundle;
@@ -12,9 +13,11 @@ pub mod fault;
 pub mod guest_spec;
 pub mod launch;
 pub mod metrics;
+pub mod pod_sandbox_config;
 pub mod process;
 pub mod publisher;
 pub mod sandbox;
+pub mod sandbox_service;
 pub mod sandbox_wish;
 pub mod server;
 pub mod settings;

@@ -25,7 +25,7 @@ use crate::pod::process::{self, ProcessIdentity};
 use crate::pod::record::MachineRecord;
 use crate::pod::registry::{self, ReservedPod};
 use crate::pod::roots::{PodPaths, Roots};
-use crate::pod::tree::SharedTree;
+use crate::pod::tree::{HostsFile, SharedTree, resolv_conf};
 use crate::pod::vmm::{MachineEnd, Vmm};
 
 /// How long the guest may take to power off, and the VMM to go.
@@ -88,6 +88,8 @@ pub struct Sandbox {
     pub tree: Arc<SharedTree>,
     /// The socket that leads into the guest.
     pub socket: PathBuf,
+    /// The tree has the files of the pod's `/etc`: nobody else made them.
+    pub has_etc: bool,
     stop: mpsc::UnboundedSender<()>,
     ended: watch::Receiver<Option<String>>,
 }
@@ -153,6 +155,15 @@ impl Sandbox {
             None => Inherited::default(),
         };
         let tree = Arc::new(SharedTree::empty(paths)?);
+        if let Some(dns) = &wish.dns {
+            let hosts = HostsFile {
+                address: network.address(),
+                hostname: &wish.hostname,
+                aliases: &[],
+            };
+            tree.fill_etc(&hosts, &resolv_conf(dns))
+                .inspect_err(|_| tree.unmount())?;
+        }
         let boot = Boot {
             roots: &place.roots,
             paths,
@@ -189,6 +200,7 @@ impl Sandbox {
             agent: booted.agent,
             tree,
             socket,
+            has_etc: wish.dns.is_some(),
             stop,
             ended,
         })

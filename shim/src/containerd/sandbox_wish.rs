@@ -1,5 +1,5 @@
-//! What a pod's machine and surroundings shall be, from the OCI configuration of its sandbox container, or of a container
-//! that comes without a pod. Pure.
+//! What a pod's machine and surroundings shall be: from the OCI configuration of its sandbox container, or of a container
+//! that comes without a pod, or from the CRI's own description of the pod. Pure.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,13 +8,22 @@ use serde_json::Value;
 
 use super::bundle::OciBundle;
 use super::fault::Fault;
+use super::pod_sandbox_config::{NODE, PodSandboxConfig};
 use super::settings::Settings;
+use crate::manifest::plan::DnsPlan;
 use crate::manifest::sizing::GUEST_OVERHEAD_BYTES;
 
 /// Annotations of containerd's CRI plugin: what the pod's containers may use altogether (CRI, LinuxPodSandboxConfig).
 const MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 const CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 const CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+
+/// sysctls that containerd's CRI plugin gives each pod that has a pause container, from 2.0 on: ports below 1024 and ICMP
+/// without capabilities.
+const UNPRIVILEGED: [(&str, &str); 2] = [
+    ("net.ipv4.ip_unprivileged_port_start", "0"),
+    ("net.ipv4.ping_group_range", "0 2147483647"),
+];
 
 /// Largest guest, in MiB: what the VMM takes.
 const LARGEST_MIB: u64 = 1 << 20;
@@ -40,6 +49,8 @@ pub struct SandboxWish {
     pub template: bool,
     /// Appended to the guest kernel's command line.
     pub kernel_parameters: String,
+    /// What stands in the pod's `/etc/resolv.conf`, where the files of its `/etc` are the shim's to make.
+    pub dns: Option<DnsPlan>,
 }
 
 fn text(value: Option<&Value>) -> Option<&str> {
@@ -89,17 +100,12 @@ impl SandboxWish {
                 .or_else(own)
                 .filter(|&number| number > 0)
         };
-        let memory = settings
-            .own_memory_bytes
-            .or_else(|| number(MEMORY, ["memory", "limit"]).map(i64::unsigned_abs))
-            .unwrap_or(settings.memory_bytes)
-            .saturating_add(GUEST_OVERHEAD_BYTES);
-        let quota = number(CPU_QUOTA, ["cpu", "quota"]).map(i64::unsigned_abs);
-        let period = number(CPU_PERIOD, ["cpu", "period"]).map_or(100_000, i64::unsigned_abs);
-        let cpus = settings
-            .own_cpus
-            .or_else(|| quota.map(|quota| quota.div_ceil(period)))
-            .unwrap_or(settings.cpus);
+        let limits = Limits {
+            memory: number(MEMORY, ["memory", "limit"]),
+            quota: number(CPU_QUOTA, ["cpu", "quota"]),
+            period: number(CPU_PERIOD, ["cpu", "period"]),
+        };
+        let (vcpus, memory_mib) = limits.machine(&settings, host_cpus);
         Ok(Self {
             hostname: text(bundle.config.get("hostname"))
                 .unwrap_or_default()
@@ -109,13 +115,124 @@ impl SandboxWish {
             shm: shm
                 .and_then(|mount| text(mount.get("source")))
                 .map(PathBuf::from),
-            vcpus: u8::try_from(cpus.clamp(1, host_cpus.clamp(1, 64))).unwrap_or(64),
-            memory_mib: memory.div_ceil(1 << 20).min(LARGEST_MIB),
+            vcpus,
+            memory_mib,
             cgroup: text(linux.and_then(|linux| linux.get("cgroupsPath"))).map(str::to_owned),
             template: settings.template,
             kernel_parameters: settings.kernel_parameters,
+            dns: None,
         })
     }
+
+    /// What the CRI's `config` of pod `id` asks for, whose network namespace is at `network`.
+    ///
+    /// # Errors
+    /// A namespace of the host is no pod's.
+    pub fn of_pod(
+        id: &str,
+        config: &PodSandboxConfig,
+        network: &str,
+        settings: Settings,
+        host_cpus: u64,
+    ) -> Result<Self, Fault> {
+        let settings = settings
+            .heed(|name| config.annotations.get(name).map(String::as_str))
+            .map_err(|error| Fault::invalid(error.to_string()))?;
+        let linux = config.linux.clone().unwrap_or_default();
+        let modes = linux
+            .security_context
+            .and_then(|context| context.namespace_options)
+            .unwrap_or_default();
+        for (mode, field) in [
+            (modes.network, "hostNetwork"),
+            (modes.pid, "hostPID"),
+            (modes.ipc, "hostIPC"),
+        ] {
+            if mode == NODE {
+                return Err(Fault::precondition(format!(
+                    "the pod asks for a namespace of the host ({field}), which a machine does not share: it has its own"
+                )));
+            }
+        }
+        let resources = linux.resources.unwrap_or_default();
+        let positive = |number: i64| Some(number).filter(|&number| number > 0);
+        let limits = Limits {
+            memory: positive(resources.memory_limit_in_bytes),
+            quota: positive(resources.cpu_quota),
+            period: positive(resources.cpu_period),
+        };
+        let (vcpus, memory_mib) = limits.machine(&settings, host_cpus);
+        let dns = config.dns_config.clone().unwrap_or_default();
+        let nothing = dns.servers.is_empty() && dns.searches.is_empty() && dns.options.is_empty();
+        Ok(Self {
+            hostname: config.hostname.clone(),
+            network: Some(PathBuf::from(network)).filter(|path| !path.as_os_str().is_empty()),
+            sysctls: UNPRIVILEGED
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .chain(linux.sysctls)
+                .collect(),
+            shm: None,
+            vcpus,
+            memory_mib,
+            cgroup: cgroups_path(&linux.cgroup_parent, id),
+            template: settings.template,
+            kernel_parameters: settings.kernel_parameters,
+            dns: Some(DnsPlan {
+                from_host: nothing,
+                nameservers: dns.servers,
+                searches: dns.searches,
+                options: dns.options,
+            }),
+        })
+    }
+}
+
+/// What the pod's containers may use altogether; positive where there is a limit.
+struct Limits {
+    /// Bytes.
+    memory: Option<i64>,
+    /// Microseconds a period.
+    quota: Option<i64>,
+    /// Microseconds.
+    period: Option<i64>,
+}
+
+impl Limits {
+    /// Virtual CPUs and MiB of the machine for them.
+    fn machine(&self, settings: &Settings, host_cpus: u64) -> (u8, u64) {
+        let memory = settings
+            .own_memory_bytes
+            .or_else(|| self.memory.map(i64::unsigned_abs))
+            .unwrap_or(settings.memory_bytes)
+            .saturating_add(GUEST_OVERHEAD_BYTES);
+        let period = self.period.map_or(100_000, i64::unsigned_abs);
+        let cpus = settings
+            .own_cpus
+            .or_else(|| {
+                self.quota
+                    .map(|quota| quota.unsigned_abs().div_ceil(period))
+            })
+            .unwrap_or(settings.cpus);
+        (
+            u8::try_from(cpus.clamp(1, host_cpus.clamp(1, 64))).unwrap_or(64),
+            memory.div_ceil(1 << 20).min(LARGEST_MIB),
+        )
+    }
+}
+
+/// `linux.cgroupsPath` of a container `id` below `parent`, in the form of the cgroup driver that `parent` shows: systemd's
+/// slices, or paths.
+fn cgroups_path(parent: &str, id: &str) -> Option<String> {
+    if parent.is_empty() {
+        return None;
+    }
+    let last = parent.trim_end_matches('/').rsplit('/').next()?;
+    Some(if last.ends_with(".slice") {
+        format!("{last}:cri-containerd:{id}")
+    } else {
+        format!("{}/{id}", parent.trim_end_matches('/'))
+    })
 }
 
 /// The directory that `linux.cgroupsPath` means below the unified hierarchy at `hierarchy`: a path, or systemd's
@@ -201,6 +318,77 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(made.memory_mib, LARGEST_MIB);
+    }
+
+    #[test]
+    fn pod_of_the_cri_is_what_its_sandbox_container_would_be() {
+        use crate::containerd::pod_sandbox_config as cri;
+        let mut config = PodSandboxConfig {
+            hostname: "h".into(),
+            linux: Some(cri::LinuxPodSandboxConfig {
+                cgroup_parent: "/kubepods.slice/kubepods-x.slice".into(),
+                security_context: Some(cri::SecurityContext {
+                    namespace_options: Some(cri::NamespaceOption::default()),
+                }),
+                sysctls: [("net.core.somaxconn".to_owned(), "7".to_owned())].into(),
+                resources: Some(cri::Resources {
+                    cpu_period: 100_000,
+                    cpu_quota: 250_000,
+                    memory_limit_in_bytes: 104_857_600,
+                }),
+            }),
+            ..Default::default()
+        };
+        let of = |config: &PodSandboxConfig| {
+            SandboxWish::of_pod("i", config, "/run/netns/x", Settings::default(), 8)
+        };
+        let made = of(&config).unwrap();
+        assert_eq!((made.vcpus, made.memory_mib), (3, 164));
+        assert_eq!((&*made.hostname, made.sysctls.len()), ("h", 3));
+        assert_eq!(made.sysctls["net.ipv4.ip_unprivileged_port_start"], "0");
+        assert_eq!(made.network.as_deref(), Some(Path::new("/run/netns/x")));
+        assert_eq!(
+            made.cgroup.as_deref(),
+            Some("kubepods-x.slice:cri-containerd:i")
+        );
+        assert!(made.dns.unwrap().from_host);
+        config.dns_config = Some(cri::DnsConfig {
+            servers: vec!["10.0.0.10".into()],
+            ..Default::default()
+        });
+        let dns = of(&config).unwrap().dns.unwrap();
+        assert_eq!((dns.from_host, &*dns.nameservers[0]), (false, "10.0.0.10"));
+        for (field, set) in [
+            (
+                "hostNetwork",
+                cri::NamespaceOption {
+                    network: NODE,
+                    ..Default::default()
+                },
+            ),
+            (
+                "hostPID",
+                cri::NamespaceOption {
+                    pid: NODE,
+                    ..Default::default()
+                },
+            ),
+            (
+                "hostIPC",
+                cri::NamespaceOption {
+                    ipc: NODE,
+                    ..Default::default()
+                },
+            ),
+        ] {
+            let mut config = config.clone();
+            config.linux.as_mut().unwrap().security_context = Some(cri::SecurityContext {
+                namespace_options: Some(set),
+            });
+            assert!(of(&config).unwrap_err().message.contains(field));
+        }
+        assert_eq!(cgroups_path("/a/b/", "i").as_deref(), Some("/a/b/i"));
+        assert_eq!(cgroups_path("", "i"), None);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use containerd_shim::Flags;
+use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
 use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
 use containerd_shim_protos::ttrpc::asynchronous::{Server, Service as Methods};
@@ -18,6 +19,7 @@ use containerd_shim_protos::ttrpc::asynchronous::{Server, Service as Methods};
 use super::launch::{EVENTS_ADDRESS, SERVING, socket_path};
 use super::publisher::Publisher;
 use super::sandbox::Place;
+use super::sandbox_service;
 use super::task_service::Service;
 use super::tasks::Tasks;
 use crate::pod::roots::Roots;
@@ -112,9 +114,11 @@ async fn answer(flags: &Flags, roots: Roots, listener: UnixListener) -> Result<(
     let service = Service {
         tasks: Arc::clone(&tasks),
     };
+    let sandboxes = sandbox_service::Service::new(Arc::clone(&tasks), host_cpus);
     let mut server = Server::new()
         .add_listener(listener)
-        .register_service(every_version(service));
+        .register_service(every_version(service))
+        .register_service(create_sandbox(Arc::new(sandboxes)));
     server.start().await.map_err(ServerError::Serve)?;
     say_serving();
     tasks.wait_shutdown().await;

@@ -55,7 +55,7 @@ pub(super) fn mounts(told: &[shim::Mount]) -> Vec<SnapshotMount> {
 }
 
 /// `ConfigPath` of the runtime's options in containerd's configuration (runtimeoptions.v1.Options, field 2).
-fn settings_path(options: &Any) -> Option<PathBuf> {
+pub(super) fn settings_path(options: &Any) -> Option<PathBuf> {
     if !options.type_url.ends_with("runtimeoptions.v1.Options") {
         return None;
     }

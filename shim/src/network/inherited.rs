@@ -189,6 +189,13 @@ impl Inherited {
             .collect()
     }
 
+    /// The pod's address: the first of its first interface.
+    #[must_use]
+    pub fn address(&self) -> Option<IpAddr> {
+        let first = self.interfaces.first()?.addresses.first()?;
+        first.split('/').next()?.parse().ok()
+    }
+
     /// What the agent is told of the interfaces.
     #[must_use]
     pub fn interfaces(&self) -> Vec<m::NetworkInterface> {

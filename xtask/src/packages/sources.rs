@@ -158,8 +158,8 @@ fn stanza(fields: &[(String, String)]) -> Option<Source> {
 }
 
 /// The deb822 text of private sources: for each suite in `wanted`, the machine's own source of
-/// that suite, else (for suites that live beside the release, such as backports) the machine's
-/// source of the release `codename` with the suite replaced.
+/// that suite, else (for suites that live beside the release, such as backports, and for other
+/// releases) the machine's source of the release `codename` with the suite replaced.
 ///
 /// # Errors
 /// When the machine has no source for `codename` with the component `main`.
@@ -182,7 +182,7 @@ pub fn derive(machine: &[Source], codename: &str, wanted: &[String]) -> Result<S
     let mut text =
         String::from("# Derived from this machine's own sources; rewritten when those change.\n");
     for suite in wanted {
-        let beside_release = suite.ends_with("-backports");
+        let beside_release = suite.ends_with("-backports") || !suite.contains('-');
         let source = match of_suite(suite) {
             Some(source) => source,
             None if beside_release => release,
@@ -249,6 +249,16 @@ mod tests {
         assert_eq!(machine.len(), 1);
         let text = derive(&machine, "bookworm", &wanted()).unwrap();
         assert!(text.contains("Signed-By: /k.gpg"), "{text}");
+    }
+
+    #[test]
+    fn derive_of_another_release_replaces_the_suite() {
+        let text = derive(&parse_stanzas(STANZAS), "bookworm", &["sid".into()]).unwrap();
+        assert!(
+            text.contains("URIs: http://mirror.example/debian\nSuites: sid\nComponents: main\n"),
+            "{text}"
+        );
+        assert_eq!(text.matches("Types:").count(), 1, "{text}");
     }
 
     #[test]

@@ -63,7 +63,10 @@ impl Tasks {
     ) -> Result<(), Fault> {
         let id = &request.id;
         let root = root_source(&bundle, &request.rootfs)?;
-        let spec = GuestSpec::of(id, bundle.config)?;
+        let mut spec = GuestSpec::of(id, bundle.config)?;
+        if sandbox.has_etc {
+            spec.add_pod_mounts();
+        }
         let mut config = spec.config;
         let shares_pids = self.join_pids(&spec.pids, &mut config)?;
         sandbox.tree.add_member(id, &root, &spec.binds)?;

@@ -10,6 +10,7 @@ mod execs;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -86,6 +87,8 @@ pub struct Tasks {
     sandbox: AsyncMutex<Option<Arc<Sandbox>>>,
     /// Shared by all calls; never held across an await. `None`: being made.
     tasks: Mutex<BTreeMap<String, Option<Arc<Task>>>>,
+    /// The pod was made by the sandbox service: it lives without tasks as well.
+    by_itself: AtomicBool,
     shutdown: watch::Sender<bool>,
 }
 
@@ -105,6 +108,7 @@ impl Tasks {
             host_cpus,
             sandbox: AsyncMutex::new(None),
             tasks: Mutex::default(),
+            by_itself: AtomicBool::new(false),
             shutdown: watch::Sender::new(false),
         })
     }
@@ -141,17 +145,36 @@ impl Tasks {
             .ok_or_else(|| Fault::not_found(format!("container {id} has no exec {exec}")))
     }
 
+    /// containerd's id of the pod.
+    #[must_use]
+    pub fn sandbox_id(&self) -> &str {
+        &self.place.sandbox
+    }
+
+    /// From now on the pod lives until it is ended, whatever tasks it has.
+    pub fn keep_without_tasks(&self) {
+        self.by_itself.store(true, Ordering::Relaxed);
+    }
+
+    /// The machine, whether it runs or has ended.
+    ///
+    /// # Errors
+    /// There never was one.
+    pub async fn machine(&self) -> Result<Arc<Sandbox>, Fault> {
+        self.sandbox.lock().await.clone().ok_or_else(|| {
+            Fault::precondition(format!(
+                "sandbox {} has no machine: it was not started",
+                self.place.sandbox
+            ))
+        })
+    }
+
     /// The machine.
     ///
     /// # Errors
     /// There is none, or none any more.
     pub async fn sandbox(&self) -> Result<Arc<Sandbox>, Fault> {
-        let sandbox = self.sandbox.lock().await.clone().ok_or_else(|| {
-            Fault::precondition(format!(
-                "sandbox {} has no machine: it was not created, or has ended",
-                self.place.sandbox
-            ))
-        })?;
+        let sandbox = self.machine().await?;
         match sandbox.end() {
             None => Ok(sandbox),
             Some(end) => Err(Fault::precondition(format!(
@@ -368,7 +391,7 @@ impl Tasks {
             }
             self.tasks().remove(id);
             let alone = self.tasks().is_empty();
-            if alone {
+            if alone && !self.by_itself.load(Ordering::Relaxed) {
                 // Without a sandbox task nobody else ends the machine.
                 self.end_sandbox().await;
             }
@@ -446,7 +469,8 @@ impl Tasks {
 
     /// Whether this shim is of no more use: nothing is left, or it was told to go `now`.
     pub async fn shut_down(&self, now: bool) {
-        if !now && !self.tasks().is_empty() {
+        let of_use = !self.tasks().is_empty() || self.by_itself.load(Ordering::Relaxed);
+        if of_use && !now {
             return;
         }
         self.end_sandbox().await;

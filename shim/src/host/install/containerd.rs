@@ -158,6 +158,10 @@ fn add_runtime(document: &mut DocumentMut, version: Version) -> Option<bool> {
     runtime.insert("pod_annotations", value(annotations));
     // Privileged containers get no devices of the host.
     runtime.insert("privileged_without_host_devices", value(true));
+    if version.major >= 2 {
+        // The shim makes the pod itself: no pause container, and no image for it.
+        runtime.insert("sandboxer", value("shim"));
+    }
     runtimes.insert(HANDLER, Item::Table(runtime));
     Some(true)
 }
@@ -324,6 +328,7 @@ mod tests {
             "{made}"
         );
         assert!(made.starts_with(text), "{made}");
+        assert!(!made.contains("sandboxer"), "{made}");
         assert!(remove_runtime(
             document.as_table_mut(),
             &runtimes_path(version)
@@ -331,6 +336,15 @@ mod tests {
         assert_eq!(document.to_string(), text);
         let mut wrong: DocumentMut = "plugins = 1".parse().unwrap();
         assert_eq!(add_runtime(&mut wrong, version), None);
+    }
+
+    #[test]
+    fn runtime_of_containerd_2_makes_the_sandbox_itself() {
+        let mut document: DocumentMut = "version = 3\n".parse().unwrap();
+        let version = Version { major: 2, minor: 1 };
+        assert_eq!(add_runtime(&mut document, version), Some(true));
+        let made = document.to_string();
+        assert!(made.contains("sandboxer = \"shim\""), "{made}");
     }
 
     #[test]

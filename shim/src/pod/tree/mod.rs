@@ -117,19 +117,10 @@ impl SharedTree {
     ) -> Result<Self, TreeError> {
         let tree = Self::bare(paths)?;
         let skeleton = tree.skeleton.clone();
-        for part in ["containers", "volumes", "etc"] {
+        for part in ["containers", "volumes"] {
             directory(&skeleton.join(part), 0o755)?;
         }
-        let etc = skeleton.join("etc");
-        file(&etc.join("hosts"), hosts.text().as_bytes())?;
-        file(&etc.join("resolv.conf"), record.resolv_conf.as_bytes())?;
-        file(
-            &etc.join("hostname"),
-            format!("{}\n", record.hostname).as_bytes(),
-        )?;
-
-        // Containers may change their /etc/hosts, as they may under Kubernetes.
-        tree.bind_writable("etc")?;
+        tree.fill_etc(hosts, &record.resolv_conf)?;
         for container in record.init_containers.iter().chain(&record.containers) {
             let part = format!("containers/{}", container.name);
             directory(&skeleton.join(&part), 0o755)?;
@@ -149,6 +140,23 @@ impl SharedTree {
             })?;
         }
         Ok(tree)
+    }
+
+    /// Makes the pod's `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf`.
+    ///
+    /// # Errors
+    /// The first that cannot be made.
+    pub fn fill_etc(&self, hosts: &HostsFile<'_>, resolv_conf: &str) -> Result<(), TreeError> {
+        let etc = self.skeleton.join("etc");
+        directory(&etc, 0o755)?;
+        file(&etc.join("hosts"), hosts.text().as_bytes())?;
+        file(&etc.join("resolv.conf"), resolv_conf.as_bytes())?;
+        file(
+            &etc.join("hostname"),
+            format!("{}\n", hosts.hostname).as_bytes(),
+        )?;
+        // Containers may change their /etc/hosts, as they may under Kubernetes.
+        self.bind_writable("etc")
     }
 
     /// Skeleton and shared directory with nothing in them.
