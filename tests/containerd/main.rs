@@ -2,6 +2,7 @@
 
 mod accidents;
 mod bad_input;
+mod conformance;
 mod examples;
 mod install;
 mod leaks;

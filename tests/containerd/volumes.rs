@@ -125,7 +125,7 @@ fn mounts_of_the_host_appear_in_a_volume_that_follows_them() {
             config.command = ["sleep", "1000"].map(str::to_owned).to_vec();
             let mut follows = mount(host.path(), "/volume");
             follows.propagation = v1::MountPropagation::PropagationHostToContainer.into();
-            config.mounts = vec![follows];
+            config.mounts = vec![follows, mount(host.path(), "/private")];
         });
         sh(&format!(
             "mount -t tmpfs none {path}/below; echo mounted > {path}/below/file"
@@ -134,6 +134,7 @@ fn mounts_of_the_host_appear_in_a_volume_that_follows_them() {
             (container.exec(&["cat", "/volume/below/file"], 60).ok()?.out == "mounted\n")
                 .then_some(())
         });
+        assert_eq!(container.sh("ls /private/below"), "");
         drop(pod);
         sh(&format!("umount {path}/below; umount {path}"));
     });

@@ -4,7 +4,7 @@
 //! Documentation/admin-guide/cgroup-v2.rst.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -68,7 +68,12 @@ impl Group {
     }
 
     fn write(&self, setting: &Setting) -> Result<(), StepError> {
-        match fs::write(self.path.join(&setting.file), &setting.value) {
+        // Not to be created: the kernel would answer that with another error than that there is none.
+        let written = fs::OpenOptions::new()
+            .write(true)
+            .open(self.path.join(&setting.file))
+            .and_then(|mut file| file.write_all(setting.value.as_bytes()));
+        match written {
             Err(error) if setting.optional && error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(StepError::because(
                 format!("set {} to {:?}", setting.file, setting.value),
@@ -370,6 +375,17 @@ pub fn statistics(id: &str, path: &Path) -> ContainerStatistics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limit_that_the_kernel_does_not_have_is_left_out_or_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("group");
+        let group = Group::create(&path).unwrap();
+        group.write(&optional("memory.swap.max", 0)).unwrap();
+        let error = group.write(&setting("memory.max", 1)).unwrap_err();
+        assert!(error.to_string().contains("memory.max"), "{error}");
+        assert_eq!(fs::read_dir(path).unwrap().count(), 0);
+    }
 
     fn resources(json: &str) -> Vec<Setting> {
         settings(&serde_json::from_str(json).unwrap())

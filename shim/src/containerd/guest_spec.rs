@@ -281,6 +281,9 @@ fn mounts(id: &str, config: &mut Map<String, Value>) -> Result<Vec<HostBind>, Sp
             binds.push(HostBind {
                 source: source.clone().into(),
                 recursive,
+                follows_host: ["slave", "rslave", "shared", "rshared"]
+                    .iter()
+                    .any(|option| has(option)),
                 read_only: has("ro"),
             });
             guest_paths::member_mount(id, binds.len() - 1)
@@ -458,11 +461,13 @@ mod tests {
                 HostBind {
                     source: "/srv/data".into(),
                     recursive: true,
+                    follows_host: true,
                     read_only: true
                 },
                 HostBind {
                     source: "/run/x/hosts".into(),
                     recursive: false,
+                    follows_host: false,
                     read_only: false
                 },
             ]

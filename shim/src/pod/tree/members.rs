@@ -20,8 +20,10 @@ use crate::pod::tree::remove_tree;
 pub struct HostBind {
     /// Path on the host; symbolic links are followed, as other runtimes do.
     pub source: PathBuf,
-    /// With the mounts below it, those that come later among them.
+    /// With the mounts below it.
     pub recursive: bool,
+    /// What the host mounts below it later appears as well.
+    pub follows_host: bool,
     /// Nobody in the pod writes to it.
     pub read_only: bool,
 }
@@ -113,6 +115,13 @@ impl SharedTree {
             mount_bind(&bind.source, &target)
         };
         bound.map_err(failing("bind", &bind.source))?;
+        if !bind.follows_host {
+            mount_change(
+                &target,
+                MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+            )
+            .map_err(failing("set the propagation of", &target))?;
+        }
         follow_host(&target)?;
         if bind.read_only {
             mount_remount(&target, MountFlags::BIND | MountFlags::RDONLY, "")

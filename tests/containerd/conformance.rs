@@ -1,0 +1,176 @@
+//! What the public validation suite of the CRI (critest) looks at and no other case here does, in few pods.
+
+use std::fs;
+
+use k8s_cri::v1;
+use vmpod_tests::{Sandbox, containerd, on_both};
+
+fn security(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerSecurityContext {
+    let linux = config.linux.as_mut().unwrap();
+    linux.security_context.as_mut().unwrap()
+}
+
+fn sleeping(config: &mut v1::ContainerConfig) {
+    config.command = ["sleep", "1000"].map(str::to_owned).to_vec();
+}
+
+fn with_sys_admin(config: &mut v1::ContainerConfig) {
+    sleeping(config);
+    security(config).capabilities = Some(v1::Capability {
+        add_capabilities: vec!["SYS_ADMIN".into()],
+        ..Default::default()
+    });
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn pod_has_its_resolver_its_queues_and_no_memory_of_the_host() {
+    containerd();
+    let segment = std::process::Command::new("ipcmk")
+        .args(["-M", "1048576"])
+        .output()
+        .unwrap();
+    let segment = String::from_utf8(segment.stdout).unwrap();
+    let segment = segment.trim().rsplit(' ').next().unwrap().to_owned();
+    on_both(|handler| {
+        let pod = Sandbox::run_with(handler, |config| {
+            config.dns_config = Some(v1::DnsConfig {
+                servers: vec!["10.10.10.10".into()],
+                searches: vec!["google.com".into()],
+                options: vec!["ndots:8".into()],
+            });
+            let sysctls = &mut config.linux.as_mut().unwrap().sysctls;
+            sysctls.insert("fs.mqueue.msg_max".into(), "100".into());
+        });
+        let container = pod.shell("sleep 1000");
+        let resolver = container.sh("cat /etc/resolv.conf");
+        for line in [
+            "nameserver 10.10.10.10",
+            "search google.com",
+            "options ndots:8",
+        ] {
+            assert!(resolver.contains(line), "{handler}: {resolver}");
+        }
+        assert_eq!(container.sh("cat /proc/sys/fs/mqueue/msg_max"), "100\n");
+        let shared = container.sh("cat /proc/sysvipc/shm");
+        let seen = shared
+            .lines()
+            .any(|line| line.split_whitespace().nth(1) == Some(&segment));
+        assert!(!seen, "{handler}: {shared}");
+        assert!(container.sh("cat /etc/hosts").contains("localhost"));
+    });
+    let removed = std::process::Command::new("ipcrm")
+        .args(["-m", &segment])
+        .status();
+    assert!(removed.unwrap().success());
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn paths_are_masked_and_write_protected_whatever_they_are() {
+    containerd();
+    on_both(|handler| {
+        let pod = Sandbox::run(handler);
+        let container = pod.start(|config| {
+            sleeping(config);
+            let security = security(config);
+            security.masked_paths = vec!["/etc/passwd".into(), "/proc/scsi".into()];
+            security.readonly_paths = vec!["/tmp".into()];
+        });
+        let ran = container.exec(&["sh", "-c", "/etc/passwd"], 60).unwrap();
+        assert!(
+            ran.code == 126 && ran.err.contains("Permission denied"),
+            "{handler}: {ran:?}"
+        );
+        let ran = container.exec(&["touch", "/tmp/test"], 60).unwrap();
+        assert_eq!(
+            (ran.code, &*ran.err),
+            (1, "touch: /tmp/test: Read-only file system\n"),
+            "{handler}"
+        );
+    });
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn profile_of_the_node_filters_system_calls_unless_the_container_is_privileged() {
+    containerd();
+    let directory = tempfile::tempdir().unwrap();
+    let profile = directory.path().join("block.json");
+    fs::write(
+        &profile,
+        r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+  {"names": ["sethostname", "chmod", "fchmodat", "fchmodat2"], "action": "SCMP_ACT_ERRNO"}]}"#,
+    )
+    .unwrap();
+    on_both(|handler| {
+        let pod = Sandbox::run_with(handler, |config| {
+            let linux = config.linux.as_mut().unwrap();
+            linux.security_context.as_mut().unwrap().privileged = true;
+        });
+        let block = |config: &mut v1::ContainerConfig| {
+            security(config).seccomp = Some(v1::SecurityProfile {
+                profile_type: v1::security_profile::ProfileType::Localhost.into(),
+                localhost_ref: profile.to_string_lossy().into_owned(),
+            });
+        };
+        let blocked = pod.start(|config| {
+            with_sys_admin(config);
+            block(config);
+        });
+        for line in ["chmod 400 /", "hostname other"] {
+            let ran = blocked.exec(&["sh", "-c", line], 60).unwrap();
+            assert!(
+                ran.code != 0 && ran.err.contains("not permitted"),
+                "{handler}: {ran:?}"
+            );
+        }
+        let free = pod.start(with_sys_admin);
+        assert_eq!(free.sh("hostname one && hostname"), "one\n", "{handler}");
+        let privileged = pod.start(|config| {
+            sleeping(config);
+            block(config);
+            security(config).privileged = true;
+        });
+        assert_eq!(
+            privileged.sh("hostname two && hostname"),
+            "two\n",
+            "{handler}"
+        );
+        assert_eq!(
+            privileged.sh("brctl addbr foobar && grep -c foobar /proc/net/dev"),
+            "1\n"
+        );
+        let plain = pod.shell("sleep 1000");
+        assert_ne!(
+            plain.exec(&["brctl", "addbr", "other"], 60).unwrap().code,
+            0
+        );
+    });
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn container_with_little_memory_starts_and_is_killed_when_it_wants_more() {
+    containerd();
+    on_both(|handler| {
+        let pod = Sandbox::run(handler);
+        let container = pod.start(|config| {
+            config.command = ["sh", "-c", "dd if=/dev/zero of=/dev/null bs=20M"]
+                .map(str::to_owned)
+                .to_vec();
+            let linux = config.linux.as_mut().unwrap();
+            linux.resources = Some(v1::LinuxContainerResources {
+                memory_limit_in_bytes: 15 << 20,
+                memory_swap_limit_in_bytes: 15 << 20,
+                ..Default::default()
+            });
+        });
+        let status = container.await_end();
+        assert_eq!(
+            (status.exit_code, &*status.reason),
+            (137, "OOMKilled"),
+            "{handler}"
+        );
+    });
+}
