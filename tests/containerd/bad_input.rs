@@ -19,9 +19,18 @@ fn run(options: &[&str], name: &str, words: &[&str]) -> Outcome {
         .run()
 }
 
+/// containerd's kinds of errors, which `ctr` prints up to 1.7.
+const KINDS: [&str; 4] = [
+    "already exists",
+    "failed precondition",
+    "not found",
+    "not implemented",
+];
+
 fn fails(outcome: &Outcome, texts: &[&str]) {
     assert_ne!(outcome.code, 0, "{outcome}");
-    for text in texts {
+    let told = |text: &&&str| containerd().version() < (2, 0) || !KINDS.contains(*text);
+    for text in texts.iter().filter(told) {
         assert!(outcome.err.contains(text), "no {text:?} in {outcome}");
     }
 }

@@ -55,3 +55,46 @@ fn command_that_does_not_exist_is_told_and_leaves_nothing() {
     );
     before.assert_restored();
 }
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn container_starts_over_what_a_host_that_went_down_left_of_it() {
+    containerd();
+    let before = Footprint::now();
+    let pods = || -> Vec<std::path::PathBuf> {
+        std::fs::read_dir("/var/lib/vmpod/pods")
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.unwrap().path())
+            .collect()
+    };
+    let others = pods();
+    containerd()
+        .ctr([
+            "-n",
+            "k8s.io",
+            "run",
+            "-d",
+            "--runtime",
+            "io.containerd.vmpod.v2",
+        ])
+        .args([IMAGE, "lost", "sleep", "1000"])
+        .ok();
+    let place = pods().into_iter().find(|place| !others.contains(place));
+    let place = place.expect("a directory of the container's pod");
+    for words in [
+        ["task", "rm", "-f", "lost"].as_slice(),
+        &["container", "rm", "lost"],
+    ] {
+        containerd()
+            .ctr(["-n", "k8s.io"])
+            .args(words.iter().copied())
+            .ok();
+    }
+    assert!(!place.exists(), "{place:?}");
+    // The same id, because the name is the same; what lies in /run is gone after a boot.
+    std::fs::create_dir_all(place.join("writable")).unwrap();
+    let outcome = run("lost", &["echo", "again"]).run();
+    assert_eq!((outcome.code, &*outcome.out), (0, "again\n"), "{outcome}");
+    before.assert_restored();
+}

@@ -8,8 +8,15 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::{LIMIT, SmallImage, Vmpod, eventually, processes_with, program};
 
-/// On a file system that snapshots can lie on.
+/// On a file system that snapshots can lie on, unless the environment names another place.
 const ROOT: &str = "/var/lib/vmpod/test-containerd";
+
+/// Environment variable with another place than [`ROOT`].
+const ROOT_VARIABLE: &str = "VMPOD_TEST_CONTAINERD_ROOT";
+
+fn root() -> PathBuf {
+    std::env::var_os(ROOT_VARIABLE).map_or_else(|| ROOT.into(), PathBuf::from)
+}
 
 /// What does not outlive a boot.
 const STATE: &str = "/run/vmpod-test-containerd";
@@ -47,7 +54,7 @@ impl Containerd {
     fn start() -> Self {
         let state = PathBuf::from(STATE);
         stop_former(&state);
-        let _ = fs::remove_dir_all(ROOT);
+        let _ = fs::remove_dir_all(root());
         let containerd = Self {
             process: Mutex::new(None),
             state,
@@ -74,7 +81,7 @@ impl Containerd {
     fn config(&self) -> String {
         format!(
             r#"version = 2
-root = "{ROOT}"
+root = "{root}"
 state = "{STATE}/state"
 [grpc]
   address = "{socket}"
@@ -95,6 +102,7 @@ state = "{STATE}/state"
     pod_annotations = ["test.*"]
     privileged_without_host_devices = false
 {sandboxer}"#,
+            root = root().display(),
             socket = self.socket().display(),
             // From 2.0 on the runtime makes the pod itself.
             sandboxer = if self.version >= (2, 0) {

@@ -115,8 +115,9 @@ impl Sandbox {
         bundle
             .check()
             .map_err(|error| Fault::because("cannot start the pod's machine", &error))?;
-        if place.paths.run.exists() && !process::is_locked(&place.paths.lock()) {
-            // Of a shim that was killed.
+        let left = place.paths.run.exists() || place.paths.state.exists();
+        if left && !process::is_locked(&place.paths.lock()) {
+            // Of a shim that was killed, or, where only the bulky part is left, of a host that was.
             take_back(&place.paths);
         }
         let reserved =

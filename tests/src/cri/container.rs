@@ -1,7 +1,7 @@
 //! A container of the CRI, and what can be done to it.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use k8s_cri::v1;
 use tonic::Status;
@@ -97,6 +97,12 @@ impl Container<'_> {
             let status = self.status();
             (status.state() == v1::ContainerState::ContainerExited).then_some(status)
         })
+    }
+
+    /// Where its log is.
+    #[must_use]
+    pub fn log_path(&self) -> &Path {
+        &self.log
     }
 
     /// What its log has: one line each, with the time left out: `stdout F text`.

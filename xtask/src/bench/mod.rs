@@ -103,13 +103,14 @@ pub fn run(args: &BenchArgs) -> Result<u8> {
 fn measure(args: &BenchArgs) -> Result<Findings> {
     let bundle = bundle::build(false)?;
     let load = compile_load()?;
+    let containerd = compile_containerd_bench()?;
     let image = images::archive("busybox")?;
     packages::ensure(wanted::RUN)?;
     packages::ensure(wanted::BENCH)?;
 
     let place = Place::open(&format!("{}-count", node::own_place()?.name))?;
     let guard = Guard::start(&place)?;
-    let measured = measure_in(&place, args, &bundle, load, image);
+    let measured = measure_in(&place, args, &bundle, [load, containerd], image);
     guard.end()?;
     let mut found = measured?;
     rows::derive(&mut found);
@@ -121,7 +122,7 @@ fn measure_in(
     place: &Place,
     args: &BenchArgs,
     bundle: &bundle::Bundle,
-    load: PathBuf,
+    [load, containerd]: [PathBuf; 2],
     image: PathBuf,
 ) -> Result<Findings> {
     let start = Start {
@@ -134,6 +135,7 @@ fn measure_in(
         bundle: Host::Node(place.clone()).place_bundle(bundle)?,
         image,
         load,
+        containerd,
         filter: args.filter.clone(),
         runs: usize::from(args.runs),
     };
@@ -192,6 +194,18 @@ fn measure_in(
         found.rows.retain(|row| !row.samples.is_empty());
     }
     Ok(found)
+}
+
+/// Builds the program that drives containerd; what it costs itself is counted, so it is built for speed.
+fn compile_containerd_bench() -> Result<PathBuf> {
+    let mut step = Step::begin("building containerd-bench");
+    let mut command = workspace::cargo();
+    command.args(["build", "--release", "--locked", "--quiet"]);
+    command.args(["--package", "vmpod-tests", "--example", "containerd-bench"]);
+    command.arg("--target-dir").arg(workspace::target_dir());
+    process::compile(&mut command, &mut step)?;
+    step.done();
+    Ok(workspace::target_dir().join("release/examples/containerd-bench"))
 }
 
 /// Compiles the program that works inside the pods: one file, static, so that it runs in any image.

@@ -13,6 +13,32 @@ pub const START_RATIO: &str = "start: vmpod run, cold, over runc run";
 pub const TEMPLATE_RATIO: &str = "start: vmpod run, from a template, over runc run";
 pub const RUNC_TRUE: &str = "start: runc run of true, to its exit";
 pub const EXEC: &str = "exec: vmpod exec POD true, to its exit";
+/// Each under runc, then under vmpod.
+pub const CRI_SANDBOX: [&str; 2] = [
+    "containerd: RunPodSandbox under runc",
+    "containerd: RunPodSandbox under vmpod",
+];
+pub const CRI_START: [&str; 2] = [
+    "containerd: sandbox and container under runc, to first output",
+    "containerd: sandbox and container under vmpod, to first output",
+];
+pub const CRI_RATIO: &str = "containerd: sandbox and container under vmpod, over runc";
+pub const CRI_FIVE: [&str; 2] = [
+    "containerd: 5 pods at once under runc, to the last first output",
+    "containerd: 5 pods at once under vmpod, to the last first output",
+];
+pub const CRI_TEN: [&str; 2] = [
+    "containerd: 10 pods at once under runc, to the last first output",
+    "containerd: 10 pods at once under vmpod, to the last first output",
+];
+pub const CRI_EXEC: [&str; 2] = [
+    "containerd: ExecSync of true under runc",
+    "containerd: ExecSync of true under vmpod",
+];
+pub const CRI_MEMORY: [&str; 2] = [
+    "memory: shim of a containerd pod under runc, PSS",
+    "memory: shim and VMM of a containerd pod beside guest memory, PSS",
+];
 pub const EMPTY_DIR: [&str; 5] = [
     "files: emptyDir, sequential write",
     "files: emptyDir, sequential read",
@@ -51,6 +77,9 @@ const BOOT_SHARE: f64 = 0.8;
 /// How much more than a container a pod may take to start cold.
 const COLD_OVER_RUNC: f64 = 2.5;
 
+/// The same for containerd's sandbox and container.
+const CRI_OVER_RUNC: f64 = 2.0;
+
 const HOST_MEMORY_MIB: f64 = 10.0;
 const GUEST_MEMORY_MIB: f64 = 24.0;
 
@@ -82,6 +111,7 @@ pub fn target(name: &str) -> Option<Target> {
         START_RATIO => at_most(COLD_OVER_RUNC),
         // Cheaper than a container.
         TEMPLATE_RATIO => below(1.0),
+        CRI_RATIO => at_most(CRI_OVER_RUNC),
         MEMORY_HOST => below(HOST_MEMORY_MIB),
         MEMORY_GUEST => below(GUEST_MEMORY_MIB),
         _ => None,
@@ -90,13 +120,14 @@ pub fn target(name: &str) -> Option<Target> {
 
 /// Rows that follow from others of the same run, each after the row that it is made of.
 pub fn derive(findings: &mut Findings) {
-    let ratio = |over: &str, name: &str| {
-        let (over, under) = (findings.row(over)?, findings.row(START_RUNC)?);
+    let ratio = |over: &str, under: &str, name: &str| {
+        let (over, under) = (findings.row(over)?, findings.row(under)?);
         Some(Row::new(name, RATIO, vec![over.median() / under.median()]))
     };
     let ratios = [
-        ratio(START_COLD, START_RATIO),
-        ratio(START_TEMPLATE, TEMPLATE_RATIO),
+        ratio(START_COLD, START_RUNC, START_RATIO),
+        ratio(START_TEMPLATE, START_RUNC, TEMPLATE_RATIO),
+        ratio(CRI_START[1], CRI_START[0], CRI_RATIO),
     ];
     findings.rows.extend(ratios.into_iter().flatten());
     let place = |row: &Row| ORDER.iter().position(|group| group.contains(&&*row.name));
@@ -106,7 +137,7 @@ pub fn derive(findings: &mut Findings) {
 }
 
 /// Rows in the order of the table; within a group they stay as they were found.
-const ORDER: [&[&str]; 13] = [
+const ORDER: [&[&str]; 20] = [
     &[BOOT],
     &[START_COLD, START_COLD_BOOT],
     &[START_TEMPLATE, START_TEMPLATE_BOOT],
@@ -115,11 +146,18 @@ const ORDER: [&[&str]; 13] = [
     &[TEMPLATE_RATIO],
     &[RUNC_TRUE],
     &[EXEC],
+    &CRI_SANDBOX,
+    &CRI_START,
+    &[CRI_RATIO],
+    &CRI_FIVE,
+    &CRI_TEN,
+    &CRI_EXEC,
     &EMPTY_DIR,
     &HOST_PATH,
     &NETWORK,
     &[MEMORY_HOST, MEMORY_HOST_ANONYMOUS],
     &[MEMORY_GUEST, MEMORY_GUEST_USED],
+    &CRI_MEMORY,
 ];
 
 #[cfg(test)]

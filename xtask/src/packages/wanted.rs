@@ -34,5 +34,11 @@ pub const TEST: &[&str] = &[
     "runc",
 ];
 
-/// What the bench compares pods with.
-pub const BENCH: &[&str] = &["runc"];
+/// What the bench compares pods with, and what has pods of both kinds.
+pub const BENCH: &[&str] = &[
+    "containerd",
+    "containernetworking-plugins",
+    "iptables",
+    "protobuf-compiler",
+    "runc",
+];

@@ -2,6 +2,7 @@
 //! output one [`Line`] of JSON. Chooses nothing and judges nothing; what is wanted comes as a [`Plan`].
 
 mod boot;
+mod containerd;
 mod files;
 mod ground;
 mod memory;
@@ -29,6 +30,8 @@ pub struct Plan {
     pub image: PathBuf,
     /// The compiled `load.rs`.
     pub load: PathBuf,
+    /// The compiled `containerd-bench`.
+    pub containerd: PathBuf,
     /// Rows whose name contains this; all when empty.
     pub filter: String,
     /// Samples of each row that is not a mean by itself.
@@ -99,6 +102,10 @@ fn groups() -> Vec<Group> {
             measure: starts::exec,
         },
         Group {
+            rows: containerd::rows(),
+            measure: containerd::measure,
+        },
+        Group {
             rows: rows::EMPTY_DIR.to_vec(),
             measure: |ground| files::measure(ground, "empty", rows::EMPTY_DIR),
         },
@@ -142,7 +149,7 @@ pub fn run(plan: &str) -> Result<u8> {
         Line::Doing((*first).to_owned()).print()?;
         match (group.measure)(&ground) {
             Ok(found) => {
-                let whole = [rows::START_RATIO, rows::TEMPLATE_RATIO]
+                let whole = [rows::START_RATIO, rows::TEMPLATE_RATIO, rows::CRI_RATIO]
                     .iter()
                     .any(|ratio| wanted.contains(ratio));
                 for row in found {
