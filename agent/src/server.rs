@@ -12,11 +12,12 @@ use ttrpc::{Code, get_status};
 use vmpod_agent_protocol::PROTOCOL_VERSION;
 use vmpod_agent_protocol::limits::{NAME_BYTES, OCI_SPEC_BYTES};
 use vmpod_agent_protocol::messages::{
-    ConfigureSandboxRequest, CreateContainerRequest, CreateExecRequest, Empty, ExitStatus,
-    HandshakeRequest, HandshakeResponse, ListProcessesResponse, NextEventsRequest,
-    NextEventsResponse, PidNamespace, PodStatus, ProcessRef, ProcessStarted, ProvideRootfsRequest,
-    ResizeTerminalRequest, ResumeRequest, SignalRequest, StartPodRequest, StatsRequest,
-    StatsResponse, StopPodRequest, UpdateContainerRequest,
+    AttachBlockRequest, BlockDevice, ConfigureSandboxRequest, CreateContainerRequest,
+    CreateExecRequest, Empty, ExitStatus, HandshakeRequest, HandshakeResponse,
+    ListProcessesResponse, NextEventsRequest, NextEventsResponse, PidNamespace, PodStatus,
+    ProcessRef, ProcessStarted, ProvideRootfsRequest, ResizeTerminalRequest, ResumeRequest,
+    SignalRequest, StartPodRequest, StatsRequest, StatsResponse, StopPodRequest,
+    UpdateContainerRequest,
 };
 use vmpod_agent_protocol::service::{Agent, create_agent};
 
@@ -166,6 +167,14 @@ impl Agent for AgentService {
         sandbox::resume(request.clock_realtime_ns, &request.entropy)
             .map_err(|error| refusal(Code::INTERNAL, error))?;
         Ok(Empty::default())
+    }
+
+    async fn attach_block(
+        &self,
+        _context: &TtrpcContext,
+        request: AttachBlockRequest,
+    ) -> Answer<BlockDevice> {
+        self.sandbox.attach_block(&request).map_err(of_container)
     }
 
     async fn create_container(

@@ -170,3 +170,95 @@ fn shared_memory_is_the_pods_and_has_its_size() {
         assert_eq!(two.sh("cat /dev/shm/file"), "shared\n");
     });
 }
+
+/// A loop device on a file of so many bytes, until it is dropped.
+struct Disk {
+    device: String,
+    _file: tempfile::NamedTempFile,
+}
+
+impl Disk {
+    fn new(bytes: u64) -> Self {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(bytes).unwrap();
+        let made = std::process::Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(file.path())
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{made:?}");
+        let device = String::from_utf8(made.stdout).unwrap().trim().to_owned();
+        Self {
+            device,
+            _file: file,
+        }
+    }
+
+    /// As `volumeDevices` makes it appear in a container.
+    fn at(&self, path: &str, permissions: &str) -> v1::Device {
+        v1::Device {
+            container_path: path.into(),
+            host_path: self.device.clone(),
+            permissions: permissions.into(),
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup")
+            .args(["--detach", &self.device])
+            .status();
+    }
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn block_device_is_read_and_written_as_the_container_may() {
+    containerd();
+    on_both(|handler| {
+        let disk = Disk::new(1 << 20);
+        let other = Disk::new(2 << 20);
+        let pod = Sandbox::run(handler);
+        let with = |devices: Vec<v1::Device>| {
+            pod.start(|config| {
+                config.command = ["sleep", "1000"].map(str::to_owned).to_vec();
+                config.devices = devices;
+            })
+        };
+        let writer = with(vec![
+            disk.at("/dev/data", "rwm"),
+            other.at("/dev/other", "rw"),
+        ]);
+        assert_eq!(
+            writer.sh("wc -c < /dev/data; wc -c < /dev/other; ls -l /dev/data | cut -c1"),
+            "1048576\n2097152\nb\n"
+        );
+        let write = format!(
+            "echo written under {handler} | dd of=/dev/data conv=notrunc,fsync 2>/dev/null"
+        );
+        assert_eq!(writer.sh(&write), "");
+        let host = std::process::Command::new("head")
+            .args(["-n1", &disk.device])
+            .output()
+            .unwrap();
+        let expected = format!("written under {handler}\n");
+        assert_eq!(String::from_utf8_lossy(&host.stdout), expected);
+        // Another container of the pod, which may only read.
+        let reader = with(vec![disk.at("/dev/there", "r")]);
+        assert_eq!(reader.sh("head -n1 /dev/there"), expected);
+        let ran = reader
+            .exec(&["sh", "-c", "echo x > /dev/there"], 60)
+            .unwrap();
+        assert!(
+            ran.code != 0 && ran.err.contains("not permitted"),
+            "{handler}: {ran:?}"
+        );
+        // One that was not given any has none.
+        let plain = pod.shell("sleep 1000");
+        assert_eq!(
+            plain.sh("ls /dev | grep -c -e data -e there || true"),
+            "0\n"
+        );
+    });
+}

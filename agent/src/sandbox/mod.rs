@@ -4,6 +4,7 @@
 //! which uses none of them for itself. With a shared PID namespace the pod gets one of its own, so that the agent stays
 //! out of the containers' sight. Configured once, by [`Sandbox::configure`]; owned by the service.
 
+mod block;
 mod netlink;
 mod network;
 mod pause;
@@ -21,7 +22,9 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use vmpod_agent_protocol::GUEST_ROOT;
 use vmpod_agent_protocol::limits::{NAME_BYTES, SANDBOX_ITEMS};
-use vmpod_agent_protocol::messages::{ConfigureSandboxRequest, MemoryVolume, ShareMount};
+use vmpod_agent_protocol::messages::{
+    AttachBlockRequest, BlockDevice, ConfigureSandboxRequest, MemoryVolume, ShareMount,
+};
 
 use crate::clock;
 use crate::container::{At as _, ContainerError, Engine, StepError, sysctls};
@@ -55,6 +58,19 @@ impl Sandbox {
             shares_pids: Mutex::new(false),
             mounted: Mutex::default(),
         }
+    }
+
+    /// Has the kernel find a block device that was attached to the running machine.
+    pub fn attach_block(
+        &self,
+        request: &AttachBlockRequest,
+    ) -> Result<BlockDevice, ContainerError> {
+        block::check(request).map_err(|text| {
+            ContainerError::InvalidArgument(format!("attach block device: {text}"))
+        })?;
+        block::attach(request).map_err(|StepError(text)| {
+            ContainerError::Internal(format!("attach block device {:?}: {text}", request.serial))
+        })
     }
 
     /// Makes the pod's surroundings. Once: a failure leaves a guest that is only good for shutting down.

@@ -9,24 +9,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::guest_devices::{BlockWish, devices};
 use crate::pod::guest_paths;
 use crate::pod::tree::HostBind;
-
-/// Device numbers (Linux Documentation/admin-guide/devices.txt) that mean the same in the guest and show nothing of the
-/// host: memory devices, /dev/tty, /dev/console, /dev/ptmx, /dev/net/tun, /dev/fuse.
-const GUEST_DEVICES: [(u64, u64); 11] = [
-    (1, 3),
-    (1, 5),
-    (1, 7),
-    (1, 8),
-    (1, 9),
-    (1, 11),
-    (5, 0),
-    (5, 1),
-    (5, 2),
-    (10, 200),
-    (10, 229),
-];
 
 /// Directories that are the kernel's: a mount of one shows the guest's, because the host's would be a way out.
 const KERNEL_DIRECTORIES: [&str; 3] = ["/proc", "/sys", "/dev"];
@@ -82,18 +67,20 @@ pub struct GuestSpec {
     pub config: Map<String, Value>,
     /// What is to be mounted at `mounts/<index>` of the container's part of the shared tree.
     pub binds: Vec<HostBind>,
+    /// Block devices that are to be attached to the machine.
+    pub blocks: Vec<BlockWish>,
     /// Process namespace.
     pub pids: PidNamespace,
 }
 
-fn wrong(field: impl Into<String>, expected: &'static str) -> SpecError {
+pub(super) fn wrong(field: impl Into<String>, expected: &'static str) -> SpecError {
     SpecError::Type {
         field: field.into(),
         expected,
     }
 }
 
-fn array<'a>(
+pub(super) fn array<'a>(
     parent: &'a mut Map<String, Value>,
     name: &str,
     path: &str,
@@ -117,24 +104,6 @@ fn object<'a>(
     }
 }
 
-/// Whether the container may use every device: what CRI implementations give to privileged containers alone.
-fn is_privileged(linux: &Map<String, Value>) -> bool {
-    let rules = linux
-        .get("resources")
-        .and_then(|resources| resources.get("devices"))
-        .and_then(Value::as_array);
-    rules.into_iter().flatten().any(|rule| {
-        let number = |name| rule.get(name).and_then(Value::as_i64);
-        rule.get("allow") == Some(&Value::Bool(true))
-            && rule.get("access").and_then(Value::as_str) == Some("rwm")
-            && matches!(
-                rule.get("type").and_then(Value::as_str),
-                None | Some("a" | "")
-            )
-            && !matches!(number("major"), Some(0..))
-    })
-}
-
 impl GuestSpec {
     /// Makes the configuration for container `id` of `config`.
     ///
@@ -155,7 +124,7 @@ impl GuestSpec {
             .as_object_mut()
             .ok_or_else(|| wrong("linux", "an object"))?;
         namespaces(linux, &mut pids)?;
-        devices(linux)?;
+        let blocks = devices(linux)?;
         for name in ["cgroupsPath", "mountLabel", "intelRdt"] {
             linux.remove(name);
         }
@@ -167,6 +136,7 @@ impl GuestSpec {
         Ok(Self {
             config,
             binds,
+            blocks,
             pids,
         })
     }
@@ -335,35 +305,6 @@ fn namespaces(linux: &mut Map<String, Value>, pids: &mut PidNamespace) -> Result
     Ok(())
 }
 
-fn devices(linux: &mut Map<String, Value>) -> Result<(), SpecError> {
-    let privileged = is_privileged(linux);
-    let Some(devices) = array(linux, "devices", "linux.devices")? else {
-        return Ok(());
-    };
-    let mut kept = Vec::new();
-    for device in std::mem::take(devices) {
-        let number = |name| device.get(name).and_then(Value::as_u64);
-        let character = matches!(device.get("type").and_then(Value::as_str), Some("c" | "u"));
-        let known = match (number("major"), number("minor")) {
-            (Some(major), Some(minor)) => character && GUEST_DEVICES.contains(&(major, minor)),
-            _ => false,
-        };
-        if known {
-            kept.push(device);
-        } else if !privileged {
-            return Err(SpecError::HostDevice {
-                path: device
-                    .get("path")
-                    .and_then(Value::as_str)
-                    .unwrap_or_default()
-                    .to_owned(),
-            });
-        }
-    }
-    *devices = kept;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -394,6 +335,44 @@ mod tests {
         assert_eq!(at("/etc/hosts").0, guest_paths::member_mount("c", 0));
         assert_eq!(at("/etc/resolv.conf"), (&*guest_paths::resolv_conf(), "ro"));
         assert_eq!(at("/etc/hostname"), (&*guest_paths::hostname(), "ro"));
+    }
+
+    #[test]
+    fn block_devices_are_wished_for_and_renumbered_with_their_rules() {
+        let config = json!({
+            "root": {"path": "rootfs"},
+            "linux": {
+                "namespaces": namespaces_of_a_pod(),
+                "devices": [
+                    {"path": "/dev/tty", "type": "c", "major": 5, "minor": 0},
+                    {"path": "/dev/data", "type": "b", "major": 254, "minor": 16},
+                    {"path": "/dev/more", "type": "b", "major": 254, "minor": 0},
+                ],
+                "resources": {"devices": [
+                    {"allow": false, "access": "rwm"},
+                    {"allow": true, "type": "b", "major": 254, "minor": 16, "access": "rwm"},
+                    {"allow": true, "type": "b", "major": 254, "minor": 0, "access": "r"},
+                    {"allow": true, "type": "c", "major": 254, "minor": 0, "access": "r"},
+                ]},
+            },
+        });
+        let mut spec = GuestSpec::of("c", config.as_object().unwrap().clone()).unwrap();
+        let wishes: Vec<_> = spec
+            .blocks
+            .iter()
+            .map(|block| (block.major, block.minor, block.writable))
+            .collect();
+        assert_eq!(wishes, [(254, 16, true), (254, 0, false)]);
+        spec.renumber(&[(253, 0), (254, 16)]);
+        let linux = &spec.config["linux"];
+        let of = |of: &Value| (of["major"].as_u64().unwrap(), of["minor"].as_u64().unwrap());
+        assert_eq!(of(&linux["devices"][0]), (5, 0));
+        assert_eq!(of(&linux["devices"][1]), (253, 0));
+        assert_eq!(of(&linux["devices"][2]), (254, 16));
+        let rules = &linux["resources"]["devices"];
+        assert_eq!(of(&rules[1]), (253, 0));
+        assert_eq!(of(&rules[2]), (254, 16));
+        assert_eq!(of(&rules[3]), (254, 0));
     }
 
     fn namespaces_of_a_pod() -> Value {
@@ -483,7 +462,7 @@ mod tests {
 
     #[test]
     fn devices_of_the_host_are_refused_and_left_out_for_the_privileged() {
-        let disk = json!({"path": "/dev/sda", "type": "b", "major": 8, "minor": 0});
+        let disk = json!({"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232});
         let fuse = json!({"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229});
         let error =
             spec(json!({"linux": {"namespaces": namespaces_of_a_pod(), "devices": [fuse, disk]}}))
@@ -491,7 +470,7 @@ mod tests {
         assert_eq!(
             error,
             SpecError::HostDevice {
-                path: "/dev/sda".into()
+                path: "/dev/kvm".into()
             }
         );
         let made = spec(json!({"linux": {

@@ -10,7 +10,9 @@
 pub mod bundle;
 pub mod cleanup;
 pub mod fault;
+pub mod guest_devices;
 pub mod guest_spec;
+pub mod host_block;
 pub mod launch;
 pub mod metrics;
 pub mod pod_sandbox_config;

@@ -1,18 +1,22 @@
 //! A pod's machine as the shim keeps it: made with what it needs of the host, watched to its end, and everything taken
 //! back then. Containers in it are not its business ([`super::tasks`]).
 
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::statvfs;
 use sha2::{Digest, Sha256};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot, watch};
 use tokio::time::timeout;
 use vmpod_agent_protocol::messages as m;
 use vmpod_agent_protocol::{GUEST_SHARED, SHARE_TAG};
+use vmpod_vmm_api::Attached;
 
 use super::fault::Fault;
+use super::host_block::HostBlock;
 use super::sandbox_wish::{SandboxWish, cgroup_directory};
 use crate::host::bundle::Bundle;
 use crate::network::inherited::Inherited;
@@ -26,7 +30,7 @@ use crate::pod::record::MachineRecord;
 use crate::pod::registry::{self, ReservedPod};
 use crate::pod::roots::{PodPaths, Roots};
 use crate::pod::tree::{HostsFile, SharedTree, resolv_conf};
-use crate::pod::vmm::{MachineEnd, Vmm};
+use crate::pod::vmm::{MachineEnd, Vmm, VmmError};
 
 /// How long the guest may take to power off, and the VMM to go.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(3);
@@ -90,8 +94,24 @@ pub struct Sandbox {
     pub socket: PathBuf,
     /// The tree has the files of the pod's `/etc`: nobody else made them.
     pub has_etc: bool,
-    stop: mpsc::UnboundedSender<()>,
+    orders: mpsc::UnboundedSender<Order>,
     ended: watch::Receiver<Option<String>>,
+    /// Block devices that the guest has, and their numbers in it. Held while one is attached, so that it is attached once.
+    blocks: AsyncMutex<BTreeMap<HostBlock, (u32, u32)>>,
+}
+
+/// What the machine's keeper is asked to do.
+#[derive(Debug)]
+enum Order {
+    /// End the machine.
+    Stop,
+    /// Attach a block device to it.
+    Attach {
+        file: File,
+        serial: String,
+        read_only: bool,
+        answer: oneshot::Sender<Result<Attached, VmmError>>,
+    },
 }
 
 /// Tells the log how the start goes.
@@ -186,7 +206,7 @@ impl Sandbox {
         tracing::info!(how = booted.how, took = ?booted.took, "the pod's machine is up");
         let socket = paths.vsock();
         network.forward_localhost(&socket);
-        let (stop, stopping) = mpsc::unbounded_channel();
+        let (orders, ordered) = mpsc::unbounded_channel();
         let (end, ended) = watch::channel(None);
         let keeper = Keeper {
             paths: paths.clone(),
@@ -196,21 +216,59 @@ impl Sandbox {
             network,
             reserved,
         };
-        tokio::spawn(keeper.keep(stopping, end));
+        tokio::spawn(keeper.keep(ordered, end));
         Ok(Self {
             agent: booted.agent,
             tree,
             socket,
             has_etc: wish.dns.is_some(),
-            stop,
+            orders,
             ended,
+            blocks: AsyncMutex::default(),
         })
     }
 
     /// Has the machine end.
     pub fn stop(&self) {
         // One that is not listened to any more has ended.
-        let _ = self.stop.send(());
+        let _ = self.orders.send(Order::Stop);
+    }
+
+    /// Attaches a block device of the host, unless the machine has it. Returns its major and minor number in the guest.
+    ///
+    /// # Errors
+    /// It cannot be opened, or the VMM or the guest refuses.
+    pub async fn attach_block(&self, block: HostBlock) -> Result<(u32, u32), Fault> {
+        let mut blocks = self.blocks.lock().await;
+        if let Some(&known) = blocks.get(&block) {
+            return Ok(known);
+        }
+        let (answer, answered) = oneshot::channel();
+        let serial = block.serial();
+        let order = Order::Attach {
+            file: block.open()?,
+            serial: serial.clone(),
+            read_only: !block.writable,
+            answer,
+        };
+        let gone =
+            || Fault::precondition("the pod's machine ended before the block device was attached");
+        self.orders.send(order).map_err(|_| gone())?;
+        let place = answered
+            .await
+            .map_err(|_| gone())?
+            .map_err(|error| Fault::because("cannot attach a block device", &error))?;
+        let request = m::AttachBlockRequest {
+            address: place.address,
+            size: place.size,
+            irq: place.irq,
+            serial,
+            ..Default::default()
+        };
+        let found = self.agent.attach_block(&request).await?;
+        let numbers = (found.major, found.minor);
+        blocks.insert(block, numbers);
+        Ok(numbers)
     }
 
     /// Waits for the machine's end; returns how it ended in words.
@@ -254,18 +312,33 @@ struct Keeper {
 impl Keeper {
     async fn keep(
         mut self,
-        mut stopping: mpsc::UnboundedReceiver<()>,
+        mut orders: mpsc::UnboundedReceiver<Order>,
         end: watch::Sender<Option<String>>,
     ) {
-        let words = tokio::select! {
-            end = self.vmm.ended() => self.words(&end),
-            _ = stopping.recv() => {
-                // A guest that goes before it has answered has done what it was asked.
-                let _ = self.agent.shutdown(SHUTDOWN_LIMIT).await;
-                let _ = timeout(SHUTDOWN_LIMIT, self.vmm.ended()).await;
-                "the pod's machine was stopped".to_owned()
+        let words = loop {
+            let order = tokio::select! {
+                end = self.vmm.ended() => break self.words(&end),
+                order = orders.recv() => order,
+            };
+            if let Some(Order::Attach {
+                file,
+                serial,
+                read_only,
+                answer,
+            }) = order
+            {
+                let attached = self.vmm.attach_block(&file, &serial, read_only).await;
+                // Whoever asked may have gone.
+                let _ = answer.send(attached);
+                continue;
             }
+            // A guest that goes before it has answered has done what it was asked.
+            let _ = self.agent.shutdown(SHUTDOWN_LIMIT).await;
+            let _ = timeout(SHUTDOWN_LIMIT, self.vmm.ended()).await;
+            break "the pod's machine was stopped".to_owned();
         };
+        // Whoever waits for an answer hears of the end.
+        drop(orders);
         let _ = self.vmm.kill(SHUTDOWN_LIMIT).await;
         tracing::info!(end = words, "the pod's machine has ended");
         self.network.release();

@@ -148,6 +148,8 @@ impl Agent {
     calls! {
         /// Makes the pod's namespaces, network and mounts.
         configure_sandbox(ConfigureSandboxRequest) -> Empty;
+        /// Has the guest's kernel find a block device that was attached.
+        attach_block(AttachBlockRequest) -> BlockDevice;
         /// Hands the whole pod over.
         start_pod(StartPodRequest) -> Empty;
         /// Answers a wish for a root file system.

@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, IoSlice, Write as _};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
@@ -10,13 +11,16 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use vmpod_vmm_api::{Event, ExitReason, LINE_BYTES, MachineConfig, Message, Reply, Request};
+use vmpod_vmm_api::{
+    Attached, Event, ExitReason, LINE_BYTES, MachineConfig, Message, Reply, Request,
+};
 
 use super::process::{Inherited, ProcessIdentity};
 use super::process_space;
@@ -216,6 +220,32 @@ impl Vmm {
         self.request("snapshot", &Request::Snapshot).await
     }
 
+    /// Attaches a block device to the running machine: `file`, which the guest finds by `serial`, 1 to 20 bytes.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub async fn attach_block(
+        &mut self,
+        file: &File,
+        serial: &str,
+        read_only: bool,
+    ) -> Result<Attached, VmmError> {
+        let request = Request::AttachBlock {
+            serial: serial.to_owned(),
+            read_only,
+        };
+        match self
+            .ask("attach_block", &request, Some(file.as_fd()))
+            .await?
+        {
+            Reply::Attached(attached) => Ok(attached),
+            _ => Err(VmmError::Refused {
+                request: "attach_block",
+                message: "it answered something else".to_owned(),
+            }),
+        }
+    }
+
     /// Ends the machine.
     ///
     /// # Errors
@@ -225,6 +255,16 @@ impl Vmm {
     }
 
     async fn request(&mut self, name: &'static str, request: &Request) -> Result<(), VmmError> {
+        self.ask(name, request, None).await.map(drop)
+    }
+
+    /// Asks, handing `descriptor` over.
+    async fn ask(
+        &mut self,
+        name: &'static str,
+        request: &Request,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> Result<Reply, VmmError> {
         let send = |source| VmmError::Send {
             request: name,
             source,
@@ -238,7 +278,10 @@ impl Vmm {
             ))));
         }
         // A VMM that went at once closes the connection: its end says more than the broken pipe.
-        let sent = self.writer.write_all(&line).await;
+        let sent = match descriptor {
+            None => self.writer.write_all(&line).await,
+            Some(descriptor) => self.send_with(&line, descriptor).await,
+        };
         let answer = timeout(REPLY_LIMIT, async {
             loop {
                 if let Some(reply) = self.replies.pop_front() {
@@ -256,7 +299,7 @@ impl Vmm {
                 request: name,
                 message: super::status::bounded(&message),
             }),
-            Some(_) => Ok(()),
+            Some(reply) => Ok(reply),
             None => match timeout(REPLY_LIMIT, self.ended()).await {
                 Ok(end) => Err(VmmError::Ended { request: name, end }),
                 Err(_) => Err(match sent {
@@ -264,6 +307,31 @@ impl Vmm {
                     Ok(()) => VmmError::Silent { request: name },
                 }),
             },
+        }
+    }
+
+    /// Sends `line` with a descriptor at its first byte.
+    async fn send_with(&mut self, line: &[u8], descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        let sent = self
+            .writer
+            .as_ref()
+            .async_io(Interest::WRITABLE, || {
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                let mut ancillary = SendAncillaryBuffer::new(&mut space);
+                let descriptors = [descriptor];
+                ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+                let parts = [IoSlice::new(line)];
+                Ok(sendmsg(
+                    self.writer.as_ref(),
+                    &parts,
+                    &mut ancillary,
+                    SendFlags::NOSIGNAL,
+                )?)
+            })
+            .await?;
+        match line.get(sent..) {
+            Some(rest) if !rest.is_empty() => self.writer.write_all(rest).await,
+            _ => Ok(()),
         }
     }
 

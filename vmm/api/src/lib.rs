@@ -17,7 +17,7 @@ pub use config::{
 };
 pub use exit::ExitReason;
 pub use message::{
-    DeviceMetrics, Event, MachineInfo, MachineState, Message, Metrics, Reply, Request,
+    Attached, DeviceMetrics, Event, MachineInfo, MachineState, Message, Metrics, Reply, Request,
 };
 
 /// Upper bound of a control line in bytes, newline included.

@@ -19,6 +19,14 @@ pub enum Request {
     /// Write the machine to its `snapshot_to` directory. It stands still meanwhile, and goes on then if it ran. Once per
     /// machine.
     Snapshot,
+    /// Add a block device to a machine that runs. The descriptor of its file comes with the request's bytes
+    /// (SCM_RIGHTS), open for reading, and for writing unless `read_only`.
+    AttachBlock {
+        /// What the guest finds the device by: 1 to 20 bytes.
+        serial: String,
+        /// Whether the guest may only read.
+        read_only: bool,
+    },
     /// End the machine and the process.
     Stop,
     /// What this machine is and how it is.
@@ -47,11 +55,24 @@ pub enum Reply {
     Info(MachineInfo),
     /// Answer to [`Request::Metrics`].
     Metrics(Metrics),
+    /// Answer to [`Request::AttachBlock`].
+    Attached(Attached),
     /// Not done.
     Error {
         /// What was tried, on what, why it failed.
         message: String,
     },
+}
+
+/// Where a device that was attached to a running machine is: what its driver has to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// Physical address of its virtio-mmio window.
+    pub address: u64,
+    /// Bytes of the window.
+    pub size: u64,
+    /// Its interrupt line.
+    pub irq: u32,
 }
 
 /// Something that happened by itself.

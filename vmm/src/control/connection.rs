@@ -1,16 +1,21 @@
-//! One control connection: JSON lines in, JSON lines out, both bounded. Non-blocking.
+//! One control connection: JSON lines in, JSON lines out, both bounded, and descriptors that come with requests.
+//! Non-blocking.
 
-use std::io::{self, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::collections::VecDeque;
+use std::io::{self, IoSliceMut, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use vmpod_vmm_api::{LINE_BYTES, Message, Request};
 
 /// How long the VMM waits for a client to take an answer before it gives the connection up.
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
 /// Bytes read at once.
 const CHUNK: usize = 4096;
+/// Descriptors that wait for their request, and that come at once. More are closed.
+const DESCRIPTORS: usize = 4;
 
 /// What came in.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,6 +36,8 @@ pub struct Connection {
     stream: UnixStream,
     /// Bytes of lines that are not handled yet; at most a line and a chunk.
     buffer: Vec<u8>,
+    /// Descriptors that have come, in order, and were not taken.
+    descriptors: VecDeque<OwnedFd>,
 }
 
 impl Connection {
@@ -45,7 +52,13 @@ impl Connection {
         Ok(Self {
             stream,
             buffer: Vec::new(),
+            descriptors: VecDeque::new(),
         })
+    }
+
+    /// The oldest descriptor that came with the requests so far.
+    pub fn take_descriptor(&mut self) -> Option<OwnedFd> {
+        self.descriptors.pop_front()
     }
 
     /// Descriptor to wait on.
@@ -69,7 +82,7 @@ impl Connection {
                 return Incoming::Closed;
             }
             let mut chunk = [0u8; CHUNK];
-            match receive_now(&self.stream, &mut chunk) {
+            match receive_now(&self.stream, &mut chunk, &mut self.descriptors) {
                 Ok(0) => return Incoming::Closed,
                 Ok(n) => self.buffer.extend(chunk.iter().take(n)),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -96,18 +109,32 @@ impl Connection {
     }
 }
 
-/// recv(2) with MSG_DONTWAIT.
-fn receive_now(stream: &UnixStream, chunk: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: the pointer and length are those of a live mutable slice.
-    let n = unsafe {
-        libc::recv(
-            stream.as_raw_fd(),
-            chunk.as_mut_ptr().cast(),
-            chunk.len(),
-            libc::MSG_DONTWAIT,
-        )
-    };
-    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+/// recvmsg(2) with MSG_DONTWAIT; descriptors are closed on exec.
+fn receive_now(
+    stream: &UnixStream,
+    chunk: &mut [u8],
+    descriptors: &mut VecDeque<OwnedFd>,
+) -> io::Result<usize> {
+    let mut space = nix::cmsg_space!([RawFd; DESCRIPTORS]);
+    let mut parts = [IoSliceMut::new(chunk)];
+    let received = recvmsg::<()>(
+        stream.as_raw_fd(),
+        &mut parts,
+        Some(&mut space),
+        MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC,
+    )?;
+    for message in received.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(numbers) = message {
+            for number in numbers {
+                // SAFETY: the kernel has just opened it for this process, and nobody else knows its number.
+                let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+                if descriptors.len() < DESCRIPTORS {
+                    descriptors.push_back(descriptor);
+                }
+            }
+        }
+    }
+    Ok(received.bytes)
 }
 
 #[cfg(test)]
@@ -155,6 +182,32 @@ mod tests {
         assert!(connection.buffer.len() <= LINE_BYTES + CHUNK);
         drop(connection);
         writer.join().unwrap();
+    }
+
+    #[test]
+    fn descriptors_come_with_their_requests_and_no_more_than_a_few() {
+        use nix::sys::socket::{ControlMessage, sendmsg};
+        let (client, mut connection) = pair();
+        let file = tempfile::tempfile().unwrap();
+        for _ in 0..DESCRIPTORS + 1 {
+            let line = b"{\"request\":\"info\"}\n";
+            let parts = [io::IoSlice::new(line)];
+            let descriptors = [file.as_raw_fd()];
+            let rights = [ControlMessage::ScmRights(&descriptors)];
+            sendmsg::<()>(client.as_raw_fd(), &parts, &rights, MsgFlags::empty(), None).unwrap();
+        }
+        let mut requests = 0;
+        while connection.receive() == Incoming::Request(Request::Info) {
+            requests += 1;
+        }
+        assert_eq!(requests, DESCRIPTORS + 1);
+        let taken: Vec<OwnedFd> = std::iter::from_fn(|| connection.take_descriptor()).collect();
+        assert_eq!(taken.len(), DESCRIPTORS);
+        assert!(
+            taken
+                .iter()
+                .all(|taken| taken.as_raw_fd() != file.as_raw_fd())
+        );
     }
 
     #[test]

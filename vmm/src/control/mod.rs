@@ -244,6 +244,10 @@ impl Control {
                     }
                     Reply::Done
                 }
+                Incoming::Request(Request::AttachBlock { serial, read_only }) => {
+                    let descriptor = client.take_descriptor();
+                    self.attach_block(descriptor, &serial, read_only)
+                }
                 Incoming::Request(request) => self.answer(&request),
             };
             self.reply(index, reply);
@@ -267,6 +271,27 @@ impl Control {
         let built = BuiltMachine::build(config)?;
         self.machine = Some(built.start(Arc::clone(&self.ending))?);
         Ok(())
+    }
+
+    fn attach_block(
+        &mut self,
+        descriptor: Option<OwnedFd>,
+        serial: &str,
+        read_only: bool,
+    ) -> Reply {
+        let refused = |message: String| Reply::Error {
+            message: format!("attach block device {serial:?}: {message}"),
+        };
+        match (&mut self.machine, descriptor) {
+            (None, _) => refused("the machine was not created".to_owned()),
+            (_, None) => refused("no descriptor came with the request".to_owned()),
+            (Some(machine), Some(file)) => {
+                match machine.attach_block(file.into(), serial, read_only) {
+                    Ok(attached) => Reply::Attached(attached),
+                    Err(e) => refused(chain(&e)),
+                }
+            }
+        }
     }
 
     fn answer(&mut self, request: &Request) -> Reply {
@@ -298,7 +323,7 @@ impl Control {
                 Err(e) => Reply::Error { message: chain(&e) },
             },
             // Handled by the caller.
-            Request::Create(_) | Request::Stop => Reply::Done,
+            Request::Create(_) | Request::Stop | Request::AttachBlock { .. } => Reply::Done,
         }
     }
 }

@@ -52,12 +52,14 @@ impl ThreadKind {
         calls
     }
 
-    fn ioctls(self) -> &'static [u32] {
+    fn ioctls(self) -> Vec<u32> {
         match self {
-            Self::Vcpu => syscalls::VCPU_IOCTLS,
-            Self::Device | Self::Spawner => syscalls::DEVICE_IOCTLS,
-            Self::Snapshot => syscalls::SNAPSHOT_IOCTLS,
-            Self::Control | Self::Files => &[],
+            Self::Vcpu => syscalls::VCPU_IOCTLS.to_vec(),
+            Self::Device | Self::Spawner => syscalls::DEVICE_IOCTLS.to_vec(),
+            // It is narrowed down to a control thread, which must not lack anything then.
+            Self::Snapshot => [syscalls::CONTROL_IOCTLS, syscalls::SNAPSHOT_IOCTLS].concat(),
+            Self::Control => syscalls::CONTROL_IOCTLS.to_vec(),
+            Self::Files => Vec::new(),
         }
     }
 }
@@ -129,7 +131,7 @@ fn allowed(kinds: &[ThreadKind]) -> Allowed {
         for calls in kind.calls() {
             allowed.calls(calls);
         }
-        let ioctls = Condition::OneOf(kind.ioctls().to_vec());
+        let ioctls = Condition::OneOf(kind.ioctls());
         allowed.checked(libc::SYS_ioctl, 1, ioctls);
         if matches!(kind, ThreadKind::Device | ThreadKind::Spawner) {
             // No network, whatever the namespace holds.

@@ -100,11 +100,15 @@ pub const CONTROL: &[c_long] = &[
     SYS_renameat,
     SYS_openat,
     SYS_ftruncate,
+    // Attaching a block device: its descriptor, its size, its notifications.
+    SYS_recvmsg,
+    SYS_lseek,
+    SYS_eventfd2,
 ];
 
 /// Of the control thread as long as it may be asked for a snapshot: reading the page map, writing the memory, and starting
 /// the devices again.
-pub const SNAPSHOT: &[c_long] = &[SYS_pread64, SYS_pwrite64, SYS_eventfd2, SYS_epoll_create1];
+pub const SNAPSHOT: &[c_long] = &[SYS_pread64, SYS_pwrite64, SYS_epoll_create1];
 
 /// Needed by a thread to narrow itself down: its capabilities and its filter.
 pub const NARROW: &[c_long] = &[SYS_capset, SYS_seccomp];
@@ -117,6 +121,12 @@ pub const VCPU_IOCTLS: &[u32] = &[
     0x4004_54d0, // TUNSETOFFLOAD
     0x4004_54d8, // TUNSETVNETHDRSZ
     0x4004_54dc, // TUNSETVNETLE
+];
+
+/// ioctl requests of the control thread: wiring a block device that is attached.
+pub const CONTROL_IOCTLS: &[u32] = &[
+    0x4020_ae76, // KVM_IRQFD
+    0x4040_ae79, // KVM_IOEVENTFD
 ];
 
 /// ioctl requests of the control thread as long as it may be asked for a snapshot: taking the state out of KVM, and

@@ -2,6 +2,7 @@
 //!
 //! Owned by the control thread. Does not speak the control protocol and does not confine the process.
 
+mod attaching;
 mod buses;
 pub mod devices;
 mod saving;

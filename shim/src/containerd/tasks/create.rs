@@ -67,6 +67,11 @@ impl Tasks {
         if sandbox.has_etc {
             spec.add_pod_mounts();
         }
+        let mut numbers = Vec::new();
+        for block in &spec.blocks {
+            numbers.push(sandbox.attach_block(block.host()).await?);
+        }
+        spec.renumber(&numbers);
         let mut config = spec.config;
         let shares_pids = self.join_pids(&spec.pids, &mut config)?;
         sandbox.tree.add_member(id, &root, &spec.binds)?;

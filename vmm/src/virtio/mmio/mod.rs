@@ -19,7 +19,7 @@ use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-pub use self::bus::MmioBus;
+pub use self::bus::{MAX_ATTACHED, MmioBus};
 pub use self::interrupt::MmioInterrupt;
 use self::registers::{offset, status};
 pub use self::saved::{StateMismatch, TransportState};

@@ -54,6 +54,7 @@ pub fn measure(ground: &Ground) -> Result<Vec<Row>> {
         .env("PATH", nearby::PATH)
         .env("VMPOD_BIN", ground.plan.bundle.join("bin/vmpod"))
         .env("VMPOD_IMAGES", &ground.plan.image)
+        .env("VMPOD_TEST_IPV4_ONLY", "1")
         // A disk would answer in real time.
         .env("VMPOD_TEST_CONTAINERD_ROOT", ground.dir.join("containerd"))
         .stdin(Stdio::null());
