@@ -1,6 +1,7 @@
 //! Connections to the guest through the Unix socket that surfaces its vsock: `CONNECT <port>\n` and `OK <port>\n`,
 //! then plain bytes. Every wait is bounded; what the guest answers is hostile input.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,6 +16,10 @@ use vmpod_agent_protocol::stream::{
 
 /// Bytes of the VMM's answer to `CONNECT`.
 const ANSWER_BYTES: usize = 64;
+
+/// How often a connection is tried that is closed unread, and the pause in between.
+const ATTEMPTS: u32 = 3;
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// The guest cannot be reached.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +66,8 @@ pub enum GuestConnectError {
     StreamRefused(String),
 }
 
-/// Connects to `port` of the guest behind `socket`.
+/// Connects to `port` of the guest behind `socket`. A connection that was closed before anybody read from it is tried
+/// again: it has reached nobody.
 ///
 /// # Errors
 /// When nobody answers within `limit` or nobody listens.
@@ -70,35 +76,59 @@ pub async fn connect(
     port: u32,
     limit: Duration,
 ) -> Result<UnixStream, GuestConnectError> {
-    let attempt = async {
-        let mut stream =
-            UnixStream::connect(socket)
-                .await
-                .map_err(|source| GuestConnectError::Connect {
-                    path: socket.to_owned(),
-                    source,
-                })?;
-        let broken = |source| GuestConnectError::Broken { port, source };
-        stream
-            .write_all(format!("CONNECT {port}\n").as_bytes())
-            .await
-            .map_err(broken)?;
-        let line = read_line(&mut stream, ANSWER_BYTES)
-            .await
-            .map_err(broken)?
-            .unwrap_or_default();
-        if line.starts_with(b"OK ") {
-            Ok(stream)
-        } else {
-            Err(GuestConnectError::Refused {
-                port,
-                answer: String::from_utf8_lossy(&line).into_owned(),
-            })
+    let attempts = async {
+        let mut left = ATTEMPTS;
+        loop {
+            left -= 1;
+            match attempt(socket, port).await {
+                Err(GuestConnectError::Broken { source, .. })
+                    if closed_unread(&source) && left > 0 =>
+                {
+                    tracing::warn!(%source, port, "the VMM closed a connection unread");
+                    tokio::time::sleep(ATTEMPT_PAUSE).await;
+                }
+                other => return other,
+            }
         }
     };
-    timeout(limit, attempt)
+    timeout(limit, attempts)
         .await
         .unwrap_or(Err(GuestConnectError::Silent { port, limit }))
+}
+
+/// Whether a peer went before it had read what was sent, or before anything was.
+fn closed_unread(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    )
+}
+
+async fn attempt(socket: &Path, port: u32) -> Result<UnixStream, GuestConnectError> {
+    let mut stream =
+        UnixStream::connect(socket)
+            .await
+            .map_err(|source| GuestConnectError::Connect {
+                path: socket.to_owned(),
+                source,
+            })?;
+    let broken = |source| GuestConnectError::Broken { port, source };
+    stream
+        .write_all(format!("CONNECT {port}\n").as_bytes())
+        .await
+        .map_err(broken)?;
+    let line = read_line(&mut stream, ANSWER_BYTES)
+        .await
+        .map_err(broken)?
+        .unwrap_or_default();
+    if line.starts_with(b"OK ") {
+        Ok(stream)
+    } else {
+        Err(GuestConnectError::Refused {
+            port,
+            answer: String::from_utf8_lossy(&line).into_owned(),
+        })
+    }
 }
 
 /// Connects to `port` and says at once that nothing will come; returns when the guest has closed its end as well. Its
@@ -219,6 +249,37 @@ mod tests {
         let mut rest = [0; 4];
         stream.read_exact(&mut rest).await.unwrap();
         assert_eq!(&rest, b"rest");
+    }
+
+    #[tokio::test]
+    async fn connect_closed_unread_is_tried_again_and_not_for_ever() {
+        for closed in [ATTEMPTS - 1, ATTEMPTS] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("s");
+            let listener = UnixListener::bind(&path).unwrap();
+            let server = async {
+                for _ in 0..closed {
+                    let (peer, _) = listener.accept().await.unwrap();
+                    // Closed with a line in it that nobody has read.
+                    peer.readable().await.unwrap();
+                }
+                let (mut peer, _) = listener.accept().await.unwrap();
+                read_line(&mut peer, 64).await.unwrap().unwrap();
+                peer.write_all(b"OK 1\n").await.unwrap();
+                std::future::pending::<()>().await;
+            };
+            let connected = tokio::select! {
+                result = connect(&path, 1024, Duration::from_secs(10)) => result,
+                () = server => unreachable!(),
+            };
+            match connected {
+                Ok(_) => assert!(closed < ATTEMPTS),
+                Err(error @ GuestConnectError::Broken { .. }) => {
+                    assert_eq!(closed, ATTEMPTS, "{error:?}");
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
     }
 
     #[tokio::test]
