@@ -372,3 +372,62 @@ fn files_of_the_host_are_read_ahead_in_large_requests() {
     let found = pod.sh("c", "cat /sys/class/bdi/0:*/read_ahead_kb");
     assert!(found.lines().any(|line| line == "512"), "{found}");
 }
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn volume_devices_are_disks_of_the_machine() {
+    let pod = Pod::new(
+        "  containers:
+  - name: c
+    image: busybox
+    command: [sh, -c, \"sleep 1000\"]
+    securityContext: {privileged: true}
+    volumeDevices: [{name: disk, devicePath: /dev/disk}, {name: other, devicePath: /dev/other}]
+  - name: d
+    image: busybox
+    command: [sh, -c, \"sleep 1000\"]
+    volumeDevices: [{name: disk, devicePath: /dev/same}]
+  volumes:
+  - {name: disk, hostPath: {path: DIR/disk, type: File}}
+  - {name: other, hostPath: {path: DIR/other}}
+",
+    );
+    let disk = pod.directory.path().join("disk");
+    std::fs::File::create(&disk)
+        .unwrap()
+        .set_len(4 << 20)
+        .unwrap();
+    std::fs::write(pod.directory.path().join("other"), [b'o'; 512]).unwrap();
+    pod.start();
+    pod.await_phase("Running");
+    assert_eq!(
+        pod.sh(
+            "c",
+            "wc -c < /dev/disk; wc -c < /dev/other; head -c 1 /dev/other"
+        ),
+        "4194304\n512\no"
+    );
+    // A file system of its own, made, mounted and written to by the container.
+    let line = "mke2fs /dev/disk >/dev/null 2>&1 && mkdir /m && mount -t ext4 /dev/disk /m && echo kept > /m/file && umount /m";
+    assert_eq!(pod.sh("c", line), "");
+    // The other container has the same disk under another name, and the host the bytes.
+    let same = "dd if=/dev/same bs=1 skip=1080 count=2 2>/dev/null | od -An -tx1";
+    assert_eq!(pod.sh("d", same).trim(), "53 ef");
+    let bytes = std::fs::read(&disk).unwrap();
+    assert_eq!(bytes[1080..1082], [0x53, 0xef]);
+    assert!(bytes.windows(5).any(|part| part == b"kept\n"));
+    let missing = Pod::new(
+        "  containers:
+  - {name: c, image: busybox, volumeDevices: [{name: disk, devicePath: /dev/disk}]}
+  volumes: [{name: disk, hostPath: {path: /proc, type: Directory}}]
+",
+    );
+    let outcome = missing.run();
+    assert_ne!(outcome.code, 0);
+    assert!(
+        outcome
+            .err
+            .contains("/proc is neither a block device nor a file"),
+        "{outcome}"
+    );
+}

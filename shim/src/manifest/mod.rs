@@ -16,6 +16,7 @@ pub mod sizing;
 pub mod source;
 pub mod support;
 mod validate;
+mod volume_devices;
 mod volumes;
 
 pub use documents::{Objects, objects};

@@ -245,6 +245,8 @@ pub struct ContainerPlan {
     pub care: CarePlan,
     /// `volumeMounts`.
     pub mounts: Vec<MountPlan>,
+    /// `volumeDevices`.
+    pub devices: Vec<DevicePlan>,
     /// `resources.requests`, with limits where a request is absent.
     pub requests: Resources,
     /// `resources.limits`; absent entries have no limit.
@@ -331,6 +333,15 @@ pub struct MountPlan {
     pub read_only: bool,
     /// `mountPropagation`.
     pub propagation: Propagation,
+}
+
+/// A block device or a file of the host that a container has as a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DevicePlan {
+    /// Absolute path on the host.
+    pub source: PathBuf,
+    /// Absolute path in the container.
+    pub path: String,
 }
 
 /// `mountPropagation` (Kubernetes API, VolumeMount).

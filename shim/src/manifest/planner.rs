@@ -14,7 +14,7 @@ use super::problem::{Collector, Problems};
 use super::sizing::machine_size;
 use super::source::Document;
 use super::volumes::Surroundings;
-use super::{care, names, quantity, support, validate, volumes};
+use super::{care, names, quantity, support, validate, volume_devices, volumes};
 
 /// Grace of pods that set none (Kubernetes API, PodSpec).
 const DEFAULT_GRACE_SECONDS: u32 = 30;
@@ -261,6 +261,7 @@ fn container(
         stop_signal: stop_signal(c),
         care: care::care(c),
         mounts: mounts(c),
+        devices: volume_devices::devices(c, spec, path, collector),
         requests,
         limits,
         security: security(c.security_context.as_ref(), spec),

@@ -245,7 +245,7 @@ pub const FIELDS: &[(&str, Support)] = &[
     ("spec.containers[].terminationMessagePath", Works),
     ("spec.containers[].terminationMessagePolicy", Works),
     ("spec.containers[].tty", Works),
-    ("spec.containers[].volumeDevices", Refused(LATER)),
+    ("spec.containers[].volumeDevices", Works),
     ("spec.containers[].volumeMounts[].name", Works),
     ("spec.containers[].volumeMounts[].mountPath", Works),
     ("spec.containers[].volumeMounts[].mountPropagation", Works),

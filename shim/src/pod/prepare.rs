@@ -341,6 +341,7 @@ fn compose(
         image_digest: image.digest.to_string(),
         layers: image.layers.clone(),
         oci_spec,
+        devices: container.devices.clone(),
         sidecar: container.sidecar,
         tty: container.tty,
         stdin: container.stdin,

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::manifest::care::CarePlan;
-use crate::manifest::plan::{HostPathType, HostPort, Resources, RestartPolicy};
+use crate::manifest::plan::{DevicePlan, HostPathType, HostPort, Resources, RestartPolicy};
 use crate::manifest::qos::Qos;
 use crate::network::Place;
 
@@ -180,6 +180,9 @@ pub struct ContainerRecord {
     pub layers: Vec<PathBuf>,
     /// OCI runtime configuration with guest paths.
     pub oci_spec: serde_json::Value,
+    /// Disks, which come into the configuration when the machine has them.
+    #[serde(default)]
+    pub devices: Vec<DevicePlan>,
     /// An init container that keeps running.
     pub sidecar: bool,
     /// A terminal.

@@ -106,9 +106,45 @@ fn plan_with_bad_fields_names_each_with_its_line() {
             "pod.yaml:12: spec.containers[0].volumeMounts[0].name: Not found: \"nope\"",
             "pod.yaml:13: spec.containers[0].ports[0].containerPort: Invalid value: 0: must be between 1 and 65535, inclusive",
             "pod.yaml:14: spec.containers[0].resources.requests.memory: Invalid value: \"2Gi\": must be less than or equal to memory limit of 1Gi",
-            "pod.yaml:15: spec.containers[0].volumeDevices: Forbidden: not supported by this version of vmpod",
+            "pod.yaml:15: spec.containers[0].volumeDevices[0].name: Not found: \"x\"",
         ]
     );
+}
+
+#[test]
+fn plan_of_volume_devices_is_of_host_paths_that_are_not_mounted() {
+    let volumes = "  volumes:\n  - {name: disk, hostPath: {path: /srv/disk}}\n  - {name: dir, emptyDir: {}}\n";
+    let with = |devices: &str| {
+        format!(
+            "  containers:\n  - name: c\n    image: i\n    volumeMounts: [{{name: m, mountPath: /m}}]\n    volumeDevices: {devices}\n{volumes}  - {{name: m, hostPath: {{path: /m}}}}\n"
+        )
+    };
+    for (devices, words) in [
+        (
+            "[{name: dir, devicePath: /dev/x}]",
+            "must be a hostPath volume",
+        ),
+        (
+            "[{name: m, devicePath: /dev/x}]",
+            "must not already exist in volumeMounts",
+        ),
+        ("[{name: disk, devicePath: x}]", "must be an absolute path"),
+        (
+            "[{name: disk, devicePath: /dev/../x}]",
+            "must be an absolute path",
+        ),
+        (
+            "[{name: disk}]",
+            "volumeDevices[0].devicePath: Required value",
+        ),
+        (
+            "[{name: disk, devicePath: /x}, {name: disk, devicePath: /y}]",
+            "volumeDevices[1].name: Duplicate value",
+        ),
+    ] {
+        let said = refused(&with(devices));
+        assert!(said.contains(words), "{devices}: {said}");
+    }
 }
 
 #[test]

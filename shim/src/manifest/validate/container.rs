@@ -8,6 +8,7 @@ use super::{Seen, ids, name, seccomp};
 use crate::manifest::names;
 use crate::manifest::problem::Collector;
 use crate::manifest::quantity;
+use crate::manifest::volume_devices;
 
 /// Checks a container; `volumes` are the pod's, `seen` what its other containers have taken.
 pub(super) fn container(
@@ -65,6 +66,7 @@ pub(super) fn container(
     ports(c, path, seen, collector);
     resources(c, path, collector);
     mounts(c, path, volumes, collector);
+    volume_devices::check(c, path, volumes, collector);
     security(c, path, collector);
 }
 

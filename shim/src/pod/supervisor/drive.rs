@@ -11,7 +11,7 @@ use vmpod_vmm_api::SenderConfig;
 use super::containers::Containers;
 use super::handover::{Report, Reporter};
 use super::setup::Prepared;
-use super::{Pod, StartError, requests};
+use super::{Pod, StartError, disks, requests};
 use crate::network::PodNetwork;
 use crate::pod::agent::{Agent, AgentError};
 use crate::pod::boot::{self, Boot, CARD_MAC, Card};
@@ -144,6 +144,7 @@ async fn start(pod: &mut Pod, prepared: &mut Prepared) -> Result<(Vmm, Agent), S
     let mut booted = boot.run(pod).await?;
     pod.status.boot_ns = i64::try_from(booted.took.as_nanos()).unwrap_or(i64::MAX);
     let agent = booted.agent;
+    disks::attach(pod, &mut booted.vmm, &agent).await?;
     boot::while_alive(&paths.console(), &mut booted.vmm, async {
         agent
             .start_pod(&requests::start_request(pod))

@@ -7,6 +7,7 @@
 //! Signals: SIGTERM stops the pod in order, SIGINT kills the machine at once.
 
 mod containers;
+mod disks;
 mod drive;
 mod handover;
 mod requests;
@@ -56,6 +57,9 @@ pub enum StartError {
     /// The machine.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// A disk.
+    #[error(transparent)]
+    Disk(#[from] disks::DiskError),
     /// A system call.
     #[error("cannot {what}")]
     System {
