@@ -3,7 +3,7 @@
 use std::fs;
 
 use k8s_cri::v1;
-use vmpod_tests::{Sandbox, containerd, on_both};
+use vmpod_tests::{Sandbox, containerd, cri, on_both};
 
 fn security(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerSecurityContext {
     let linux = config.linux.as_mut().unwrap();
@@ -172,5 +172,72 @@ fn container_with_little_memory_starts_and_is_killed_when_it_wants_more() {
             (137, "OOMKilled"),
             "{handler}"
         );
+    });
+}
+
+/// Whether containerd says that mounts of `handler` can be read-only with all that is mounted below them.
+fn has_recursive_read_only(handler: &str) -> bool {
+    let status = cri()
+        .call(|mut client| async move { client.status(v1::StatusRequest::default()).await })
+        .unwrap();
+    status
+        .runtime_handlers
+        .iter()
+        .find(|told| told.name == handler)
+        .and_then(|told| told.features.as_ref())
+        .is_some_and(|features| features.recursive_read_only_mounts)
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn read_only_mounts_leave_what_is_mounted_below_them_unless_they_are_recursive() {
+    containerd();
+    // From 2.0 on containerd asks runtimes what they can do.
+    let recursive = containerd().version() >= (2, 0);
+    assert_eq!(has_recursive_read_only("vmpod"), recursive);
+    on_both(|handler| {
+        let host = tempfile::tempdir().unwrap();
+        let below = host.path().join("tmpfs");
+        fs::create_dir(&below).unwrap();
+        let sh = |line: &str| {
+            let done = std::process::Command::new("sh").args(["-c", line]).status();
+            assert!(done.unwrap().success(), "{line}");
+        };
+        sh(&format!("mount -t tmpfs none {}", below.display()));
+        let pod = Sandbox::run(handler);
+        let with = |all: bool| {
+            pod.start(|config| {
+                sleeping(config);
+                config.mounts = vec![v1::Mount {
+                    container_path: "/mnt".into(),
+                    host_path: host.path().to_string_lossy().into_owned(),
+                    readonly: true,
+                    recursive_read_only: all,
+                    ..Default::default()
+                }];
+            })
+        };
+        let refused = |container: &vmpod_tests::Container<'_>, path: &str| {
+            let ran = container.exec(&["touch", path], 60).unwrap();
+            assert!(
+                ran.code != 0 && ran.err.contains("Read-only"),
+                "{handler}: {ran:?}"
+            );
+        };
+        let one = with(false);
+        refused(&one, "/mnt/file");
+        assert_eq!(
+            one.sh("touch /mnt/tmpfs/file && ls /mnt/tmpfs"),
+            "file\n",
+            "{handler}"
+        );
+        assert!(below.join("file").is_file());
+        if recursive {
+            let all = with(true);
+            refused(&all, "/mnt/file");
+            refused(&all, "/mnt/tmpfs/other");
+        }
+        drop(pod);
+        sh(&format!("umount {}", below.display()));
     });
 }

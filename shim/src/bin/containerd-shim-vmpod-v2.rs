@@ -7,7 +7,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use containerd_shim::Flags;
-use vmpod_shim::containerd::{cleanup, launch, server};
+use vmpod_shim::containerd::{cleanup, info, launch, server};
 use vmpod_shim::diagnostics;
 use vmpod_shim::pod::journal::chain;
 use vmpod_shim::pod::roots::Roots;
@@ -43,6 +43,9 @@ fn run(flags: &Flags) -> Result<Vec<u8>, String> {
     let roots = Roots::default();
     if flags.version {
         return Ok(format!("{RUNTIME} {}\n", env!("CARGO_PKG_VERSION")).into_bytes());
+    }
+    if flags.info {
+        return info::info(RUNTIME).map_err(|error| error.to_string());
     }
     match flags.action.as_str() {
         "start" => launch::start(flags).map_err(|error| chain(&error)),

@@ -141,6 +141,20 @@ impl GuestSpec {
         })
     }
 
+    /// Leaves the write protection of bind `number` to the host: in the guest it would hold for what is mounted below it as
+    /// well, which may be written to.
+    pub fn leave_protection(&mut self, id: &str, number: usize) {
+        let place = guest_paths::member_mount(id, number);
+        let mounts = self.config.get_mut("mounts").and_then(Value::as_array_mut);
+        for mount in mounts.into_iter().flatten() {
+            let is_it = mount.get("source").and_then(Value::as_str) == Some(&place);
+            let options = mount.get_mut("options").and_then(Value::as_array_mut);
+            if let Some(options) = options.filter(|_| is_it) {
+                options.retain(|option| option != "ro");
+            }
+        }
+    }
+
     /// Adds what all containers of a pod have in common, where `config` does not have it: the files that elsewhere lie
     /// beside the pause container, and the pod's shared memory in the place of one that is no one's.
     pub fn add_pod_mounts(&mut self) {
@@ -254,7 +268,8 @@ fn mounts(id: &str, config: &mut Map<String, Value>) -> Result<Vec<HostBind>, Sp
                 follows_host: ["slave", "rslave", "shared", "rshared"]
                     .iter()
                     .any(|option| has(option)),
-                read_only: has("ro"),
+                read_only: has("ro") || has("rro"),
+                all_read_only: has("rro"),
             });
             guest_paths::member_mount(id, binds.len() - 1)
         };
@@ -441,13 +456,15 @@ mod tests {
                     source: "/srv/data".into(),
                     recursive: true,
                     follows_host: true,
-                    read_only: true
+                    read_only: true,
+                    all_read_only: false,
                 },
                 HostBind {
                     source: "/run/x/hosts".into(),
                     recursive: false,
                     follows_host: false,
-                    read_only: false
+                    read_only: false,
+                    all_read_only: false,
                 },
             ]
         );

@@ -13,6 +13,7 @@ pub mod fault;
 pub mod guest_devices;
 pub mod guest_spec;
 pub mod host_block;
+pub mod info;
 pub mod launch;
 pub mod metrics;
 pub mod pod_sandbox_config;

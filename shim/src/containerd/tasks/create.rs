@@ -67,6 +67,11 @@ impl Tasks {
         if sandbox.has_etc {
             spec.add_pod_mounts();
         }
+        for number in 0..spec.binds.len() {
+            if spec.binds[number].has_writable_parts() {
+                spec.leave_protection(id, number);
+            }
+        }
         let mut numbers = Vec::new();
         for block in &spec.blocks {
             numbers.push(sandbox.attach_block(block.host()).await?);

@@ -5,13 +5,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount_bind, mount_bind_recursive,
-    mount_change, mount_remount, unmount,
-};
+use rustix::mount::{UnmountFlags, unmount};
 
+use super::detached_mount::DetachedMount;
 use super::snapshot_mount::{self, SnapshotMount};
-use super::{SharedTree, TreeError, directory, failing, file};
+use super::{SharedTree, TreeError, directory, file};
 use crate::pod::roots::PodPaths;
 use crate::pod::tree::remove_tree;
 
@@ -24,8 +22,35 @@ pub struct HostBind {
     pub recursive: bool,
     /// What the host mounts below it later appears as well.
     pub follows_host: bool,
-    /// Nobody in the pod writes to it.
+    /// Nobody in the pod writes to it; mounts below it stay as they are.
     pub read_only: bool,
+    /// Nobody writes to what is mounted below it either.
+    pub all_read_only: bool,
+}
+
+impl HostBind {
+    /// Whether something is mounted below it that may be written to although it itself may not.
+    #[must_use]
+    pub fn has_writable_parts(&self) -> bool {
+        if !self.read_only || self.all_read_only || !self.recursive {
+            return false;
+        }
+        let Ok(source) = self.source.canonicalize() else {
+            return false;
+        };
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        mounts_in(&mounts).any(|place| place != source && place.starts_with(&source))
+    }
+}
+
+/// Mount points in the text of mountinfo (proc_pid_mountinfo(5)). Octal escapes stand for blanks and the like; a path with
+/// one is compared up to it, which is enough to lie below another.
+fn mounts_in(mountinfo: &str) -> impl Iterator<Item = PathBuf> + '_ {
+    mountinfo
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .filter_map(|place| place.split('\\').next())
+        .map(PathBuf::from)
 }
 
 /// Where a container's root file system comes from.
@@ -79,9 +104,14 @@ impl SharedTree {
         let target = self.shared.join(&part).join("rootfs");
         match root {
             RootSource::Directory(path) => {
-                mount_bind_recursive(path, &target)
-                    .map_err(failing("bind the root file system", path))?;
-                follow_host(&target)?;
+                let failed = |source| TreeError::Make {
+                    what: "bind the root file system",
+                    path: path.clone(),
+                    source,
+                };
+                let copy = DetachedMount::of(path, true).map_err(failed)?;
+                copy.follow_host(true).map_err(failed)?;
+                copy.attach(&target).map_err(failed)?;
             }
             RootSource::Mounts(mounts) => {
                 for mount in mounts {
@@ -109,25 +139,17 @@ impl SharedTree {
             file(&place, b"")?;
         }
         let target = self.shared.join(part);
-        let bound = if bind.recursive {
-            mount_bind_recursive(&bind.source, &target)
-        } else {
-            mount_bind(&bind.source, &target)
+        let failed = |source| TreeError::Make {
+            what: "bind",
+            path: bind.source.clone(),
+            source,
         };
-        bound.map_err(failing("bind", &bind.source))?;
-        if !bind.follows_host {
-            mount_change(
-                &target,
-                MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
-            )
-            .map_err(failing("set the propagation of", &target))?;
-        }
-        follow_host(&target)?;
+        let copy = DetachedMount::of(&bind.source, bind.recursive).map_err(failed)?;
+        copy.follow_host(bind.follows_host).map_err(failed)?;
         if bind.read_only {
-            mount_remount(&target, MountFlags::BIND | MountFlags::RDONLY, "")
-                .map_err(failing("write-protect", &target))?;
+            copy.protect(bind.all_read_only).map_err(failed)?;
         }
-        Ok(())
+        copy.attach(&target).map_err(failed)
     }
 
     /// Takes container `id` away. What resists goes with the tree.
@@ -148,22 +170,6 @@ impl SharedTree {
     }
 }
 
-/// What is mounted on the host below the source appears below `target`; nothing goes back. The tree's own mounts still
-/// reach the VMM.
-fn follow_host(target: &Path) -> Result<(), TreeError> {
-    mount_change(
-        target,
-        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
-    )
-    .and_then(|()| {
-        mount_change(
-            target,
-            MountPropagationFlags::SHARED | MountPropagationFlags::REC,
-        )
-    })
-    .map_err(failing("set the propagation of", target))
-}
-
 impl From<snapshot_mount::SnapshotError> for TreeError {
     fn from(error: snapshot_mount::SnapshotError) -> Self {
         let snapshot_mount::SnapshotError { what, path, source } = error;
@@ -175,4 +181,30 @@ impl From<snapshot_mount::SnapshotError> for TreeError {
 #[must_use]
 pub fn is_missing(error: &TreeError) -> bool {
     matches!(error, TreeError::Make { source, .. } if source.kind() == io::ErrorKind::NotFound)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_below_a_bind_are_found_and_those_beside_it_are_not() {
+        let text = "21 1 0:5 / /srv rw - ext4 x y\n22 21 0:6 / /srv/data/in\\040side rw - tmpfs t t\nbroken\n";
+        let found: Vec<_> = mounts_in(text).collect();
+        assert_eq!(found, [Path::new("/srv"), Path::new("/srv/data/in")]);
+        let bind = HostBind {
+            source: "/".into(),
+            recursive: true,
+            follows_host: false,
+            read_only: true,
+            all_read_only: false,
+        };
+        // /proc is mounted below the root everywhere.
+        assert!(bind.has_writable_parts());
+        let all = HostBind {
+            all_read_only: true,
+            ..bind
+        };
+        assert!(!all.has_writable_parts());
+    }
 }

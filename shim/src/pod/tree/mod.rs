@@ -6,6 +6,7 @@
 //! volumes are mounted. A hostile guest can so write into volumes and root file systems, but cannot put a symbolic link
 //! where the host will later resolve a path.
 
+mod detached_mount;
 mod etc_files;
 mod members;
 mod overlay;

@@ -9,11 +9,11 @@ use rustix::fd::AsFd;
 use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
-    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_bind,
-    mount_bind_recursive, mount_remount, move_mount, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 
+use super::detached_mount::DetachedMount;
 use super::overlay;
 
 /// A mount.
@@ -61,20 +61,17 @@ pub(super) fn mount(wanted: &SnapshotMount, target: &Path) -> Result<(), Snapsho
     };
     let has = |name: &str| wanted.options.iter().any(|option| option == name);
     if wanted.kind == "bind" || has("bind") || has("rbind") {
-        let bound = if has("rbind") {
-            mount_bind_recursive(&wanted.source, target)
-        } else {
-            mount_bind(&wanted.source, target)
+        let failed = |source| SnapshotError {
+            what: "bind the root file system",
+            path: wanted.source.clone(),
+            source,
         };
-        bound.map_err(fail("bind the root file system"))?;
+        let copy = DetachedMount::of(&wanted.source, has("rbind")).map_err(failed)?;
+        copy.follow_host(false).map_err(failed)?;
         if has("ro") {
-            let protected = mount_remount(target, MountFlags::BIND | MountFlags::RDONLY, "");
-            if let Err(errno) = protected {
-                let _ = unmount(target, UnmountFlags::DETACH);
-                return Err(fail("write-protect the root file system")(errno));
-            }
+            copy.protect(false).map_err(failed)?;
         }
-        return Ok(());
+        return copy.attach(target).map_err(failed);
     }
     let context = fsopen(wanted.kind.as_str(), FsOpenFlags::FSOPEN_CLOEXEC)
         .map_err(fail("use the file system type of the root file system"))?;

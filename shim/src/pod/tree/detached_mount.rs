@@ -1,0 +1,104 @@
+//! A copy of a mount of the host that is nowhere yet: open_tree(2). It gets its attributes before it is put into the tree,
+//! because the VMM has the tree in a mount namespace of its own: what is mounted appears there at once, and what is
+//! changed afterwards does not.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::CWD;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+
+/// `struct mount_attr` of mount_setattr(2), which has no wrapper.
+#[repr(C)]
+#[derive(Debug, Default)]
+struct Attributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
+/// The copy. It goes when it is dropped without having been attached.
+#[derive(Debug)]
+pub struct DetachedMount(OwnedFd);
+
+impl DetachedMount {
+    /// A copy of what is seen at `source`, symbolic links followed; `recursive`: with the mounts below it.
+    ///
+    /// # Errors
+    /// As open_tree(2).
+    pub fn of(source: &Path, recursive: bool) -> io::Result<Self> {
+        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        if recursive {
+            flags |= OpenTreeFlags::AT_RECURSIVE;
+        }
+        Ok(Self(open_tree(CWD, source, flags)?))
+    }
+
+    /// What the host mounts below the source from now on appears in the copy as well, or does not. Nothing goes back.
+    ///
+    /// # Errors
+    /// As mount_setattr(2).
+    pub fn follow_host(&self, follows: bool) -> io::Result<()> {
+        self.change(
+            Attributes {
+                propagation: if follows {
+                    libc::MS_SLAVE
+                } else {
+                    libc::MS_PRIVATE
+                },
+                ..Attributes::default()
+            },
+            true,
+        )
+    }
+
+    /// Write-protects it; `recursive`: and all mounts below it.
+    ///
+    /// # Errors
+    /// As mount_setattr(2).
+    pub fn protect(&self, recursive: bool) -> io::Result<()> {
+        self.change(
+            Attributes {
+                set: libc::MOUNT_ATTR_RDONLY,
+                ..Attributes::default()
+            },
+            recursive,
+        )
+    }
+
+    /// Puts it onto `target`, a directory or file.
+    ///
+    /// # Errors
+    /// As move_mount(2).
+    pub fn attach(self, target: &Path) -> io::Result<()> {
+        Ok(move_mount(
+            self.0.as_fd(),
+            "",
+            CWD,
+            target,
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        )?)
+    }
+
+    fn change(&self, attributes: Attributes, recursive: bool) -> io::Result<()> {
+        let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+        // SAFETY: the path is an empty string with its NUL; the structure has the size that is given and outlives the call.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_mount_setattr,
+                self.0.as_raw_fd(),
+                c"".as_ptr(),
+                flags,
+                &raw const attributes,
+                size_of::<Attributes>(),
+            )
+        };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+}
