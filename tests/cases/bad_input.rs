@@ -162,3 +162,131 @@ fn scheduler_fields_are_accepted_and_said_to_have_no_effect() {
 fn manifest_that_is_not_there_is_named() {
     vmpod(["run", "/no/such/manifest.yaml"]).fails(125, &["/no/such/manifest.yaml"]);
 }
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn everything_that_is_wrong_is_said_at_once_with_its_line() {
+    let text = "apiVersion: v1
+kind: Pod
+metadata:
+  name: Wrong_Name
+  labels: {tier: 'not a label'}
+spec:
+  restartPolicy: Sometimes
+  terminationGracePeriodSeconds: soon
+  containers:
+  - name: c
+    imagePullPolicy: Maybe
+    comand: [x]
+    ports:
+    - {containerPort: 80, name: Web_Port}
+    - {containerPort: 99999}
+    resources: {requests: {memory: 2Gi}, limits: {memory: 1Gi}}
+    volumeMounts: [{name: gone, mountPath: /x}]
+  - name: c
+    image: i
+    env: [{name: A, valueFrom: {configMapKeyRef: {name: none, key: k}}}]
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: m}
+date: {k: v}
+";
+    let before = Footprint::now();
+    let pod = Pod::of_text("wrong", text);
+    for verb in [&["run"][..], &["run", "--dry-run"]] {
+        let outcome = vmpod(verb).arg(pod.manifest()).run();
+        assert_eq!(outcome.code, 2, "{outcome}");
+        let mut last = 0;
+        for (line, words) in [
+            (4, "metadata.name: Invalid value: \"Wrong_Name\""),
+            (5, "metadata.labels: Invalid value: \"not a label\""),
+            (
+                7,
+                "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"OnFailure\", \"Never\"",
+            ),
+            (8, "spec.terminationGracePeriodSeconds: wrong type"),
+            (10, "spec.containers[0].image: Required value"),
+            (
+                11,
+                "spec.containers[0].imagePullPolicy: Unsupported value: \"Maybe\"",
+            ),
+            (12, "spec.containers[0].comand: unknown field"),
+            (
+                14,
+                "spec.containers[0].ports[0].name: Invalid value: \"Web_Port\"",
+            ),
+            (
+                15,
+                "spec.containers[0].ports[1].containerPort: Invalid value: 99999",
+            ),
+            (
+                16,
+                "spec.containers[0].resources.requests.memory: Invalid value: \"2Gi\"",
+            ),
+            (
+                17,
+                "spec.containers[0].volumeMounts[0].name: Not found: \"gone\"",
+            ),
+            (18, "spec.containers[1].name: Duplicate value: \"c\""),
+            (20, "spec.containers[1].env[0].valueFrom.configMapKeyRef"),
+            (25, "date: unknown field"),
+        ] {
+            let wanted = format!("pod.yaml:{line}: {words}");
+            let at = outcome.err.find(&wanted);
+            assert!(
+                at.is_some_and(|at| at >= last),
+                "{wanted:?} in order in {outcome}"
+            );
+            last = at.unwrap_or(last);
+        }
+    }
+    before.assert_restored();
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn dry_run_prints_the_plan_and_starts_nothing() {
+    let before = Footprint::now();
+    let pod = with_container("    command: [echo, never]");
+    let text = vmpod(["run", "--dry-run"]).arg(pod.manifest()).ok();
+    let plan: serde_json::Value =
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+    assert_eq!(plan["containers"][0]["command"][1], "never");
+    assert_eq!(plan["restart_policy"], "Never");
+    assert!(Footprint::now().since(&before).is_empty());
+    vmpod(["inspect", &pod.name]).fails(125, &[&pod.name]);
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn namespaces_of_the_host_are_refused_with_the_reason_and_its_users_are_out_of_reach() {
+    let pod = Pod::new(
+        "
+  hostPID: true
+  hostIPC: true
+  readinessGates: [{conditionType: example.com/ready}]
+  containers: [{name: c, image: busybox}]",
+    );
+    refused(
+        &pod,
+        2,
+        &[
+            "spec.hostPID: Forbidden: the virtual machine is the pod",
+            "spec.hostIPC: Forbidden: the virtual machine is the pod",
+            "spec.readinessGates: Forbidden: nobody here sets conditions",
+        ],
+    );
+    let pod = Pod::new(
+        "
+  hostUsers: false
+  restartPolicy: Never
+  containers: [{name: c, image: busybox, command: ['true']}]",
+    );
+    let outcome = pod.run();
+    assert_eq!(outcome.code, 0, "{outcome}");
+    assert!(
+        outcome.err.contains("spec.hostUsers has no effect here"),
+        "{outcome}"
+    );
+}

@@ -72,6 +72,51 @@ fn manifest_with_an_image_of_a_registry_pulls_it_by_its_policy() {
 
 #[test]
 #[ignore = "starts virtual machines: run by cargo xtask test"]
+fn image_pull_secrets_open_a_private_registry() {
+    let registry = Registry::start_private(15_007);
+    let _ = registry.push(&SmallImage::make(), "private", "1");
+    let name = format!("{}/private:1", registry.address);
+    let spec = |secrets: &str| {
+        format!("  restartPolicy: Never\n{secrets}  containers: [{{name: c, image: '{name}'}}]")
+    };
+    let secret = |password: &str| {
+        format!(
+            "---
+apiVersion: v1
+kind: Secret
+metadata: {{name: team}}
+type: kubernetes.io/dockerconfigjson
+stringData:
+  .dockerconfigjson: '{{\"auths\": {{\"{}\": {{\"username\": \"team\", \"password\": \"{password}\"}}}}}}'
+",
+            registry.address
+        )
+    };
+    let with = "  imagePullSecrets: [{name: team}]\n";
+    // Without, with a wrong one, and with one that is not there: the registry says no.
+    vmpod(["run"])
+        .arg(Pod::new(&spec("")).manifest())
+        .fails(125, &["private:1", "no credentials were given"]);
+    let wrong = Pod::new(&format!("{}\n{}", spec(with), secret("guess")));
+    vmpod(["run"])
+        .arg(wrong.manifest())
+        .fails(125, &["private:1", "not accepted"]);
+    vmpod(["run"])
+        .arg(Pod::new(&spec(with)).manifest())
+        .fails(125, &["private:1", "there is no Secret \"team\""]);
+    let pod = Pod::new(&format!("{}\n{}", spec(with), secret("hush")));
+    let outcome = pod.run();
+    assert_eq!(outcome.code, 0, "{outcome}");
+    assert!(outcome.out.contains("image small"), "{outcome}");
+    vmpod(["image", "rm", &name]).ok();
+    let opaque = secret("hush").replace("kubernetes.io/dockerconfigjson", "Opaque");
+    vmpod(["run"])
+        .arg(Pod::new(&format!("{}\n{opaque}", spec(with))).manifest())
+        .fails(2, &["spec.imagePullSecrets[0].name", "must be of type"]);
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
 fn archive_is_imported_from_a_file_and_from_standard_input() {
     let image = SmallImage::make();
     let archive = image.archive("from-file:1");

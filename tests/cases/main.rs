@@ -3,9 +3,12 @@
 mod bad_input;
 mod check;
 mod commands;
+mod containers;
+mod debug;
 mod environment;
 mod examples;
 mod hooks;
+mod identity;
 mod images;
 mod leaks;
 mod life;
@@ -18,4 +21,5 @@ mod security;
 mod serve;
 mod status;
 mod template;
+mod updates;
 mod volumes;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Child;
 
 use serde_json::Value;
-use vmpod_tests::{Pod, eventually, get, vmpod};
+use vmpod_tests::{Pod, SmallImage, eventually, get, vmpod};
 
 /// The serving process; its pods outlive it.
 struct Server {
@@ -135,4 +135,67 @@ fn serve_starts_replaces_and_stops_what_the_folder_says_and_survives_its_own_end
             .all(|p| p["metadata"]["name"] != name.as_str())
             .then_some(())
     });
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn serve_shows_pods_whose_images_cannot_be_had_and_starts_them_when_they_can() {
+    let name = format!("late-{}", std::process::id());
+    let pod = Pod::of_text(&name, "");
+    let folder = pod.directory.path().join("manifests");
+    std::fs::create_dir(&folder).expect("make the folder");
+    let late = manifest(&name, "here")
+        .replace("image: busybox", "image: 'late:1', imagePullPolicy: Never")
+        .replace("sh, -c", "/bin/sh, -c")
+        .replace("exec sleep", "exec /bin/busybox sleep");
+    std::fs::write(folder.join("late.yaml"), late).expect("write the manifest");
+    let absent = manifest("absent", "x").replace("image: busybox", "image: 'localhost:1/absent:1'");
+    std::fs::write(folder.join("absent.yaml"), absent).expect("write the manifest");
+    let server = Server::start(&folder, 10_303);
+    let waiting = |name: &str| {
+        let pods = server.pods();
+        let pod = pods.iter().find(|p| p["metadata"]["name"] == name)?;
+        assert_eq!(pod["status"]["phase"], "Pending", "{pod:#}");
+        let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
+        Some((
+            waiting["reason"].as_str()?.to_owned(),
+            waiting["message"].as_str()?.to_owned(),
+        ))
+    };
+    let (reason, message) = eventually("the pod without its image", || waiting(&name));
+    assert_eq!(reason, "ErrImageNeverPull", "{message}");
+    assert_eq!(
+        message,
+        "Container image \"late:1\" is not present with pull policy of Never"
+    );
+    let (_, message) = eventually("back-off of the other", || {
+        waiting("absent").filter(|(reason, _)| reason == "ImagePullBackOff")
+    });
+    assert!(
+        message.starts_with("Back-off pulling image \"localhost:1/absent:1\": ErrImagePull: "),
+        "{message}"
+    );
+    // Tried again after a while, with nobody's help.
+    let image = SmallImage::make();
+    vmpod(["image", "import"]).arg(image.archive("late:1")).ok();
+    eventually("the pod with its image", || {
+        let outcome = vmpod(["logs", "-c", "c", &name]).run();
+        outcome.out.contains("here").then_some(())
+    });
+    let pods = server.pods();
+    let same = pods
+        .iter()
+        .filter(|p| p["metadata"]["name"] == name.as_str());
+    assert_eq!(same.count(), 1, "{pods:#?}");
+    std::fs::remove_file(folder.join("absent.yaml")).expect("remove the manifest");
+    eventually("the other's end", || {
+        server
+            .pods()
+            .iter()
+            .all(|p| p["metadata"]["name"] != "absent")
+            .then_some(())
+    });
+    drop(server);
+    vmpod(["rm", "-f", &name]).ok();
+    vmpod(["image", "rm", "late:1"]).ok();
 }

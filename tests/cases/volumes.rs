@@ -280,7 +280,7 @@ fn pod_over_the_size_limit_of_its_empty_dir_is_evicted_with_the_volume_named() {
 
 /// Prints the events of the paths that it is given, as `WATCH MASK NAME`: watches count from 1, the mask is hexadecimal.
 /// It watches for what changes files, and not for reading.
-const WATCHER: &str = r#"
+pub const WATCHER: &str = r#"
     command:
     - perl
     - -e

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::eventually;
 
-/// An image of one layer: busybox under its own name and as the shell.
+/// An image of one layer: busybox under its own name and as the shell, and a user `u` (1000) who is in group `extra` (4000).
 #[derive(Debug)]
 pub struct SmallImage {
     directory: TempDir,
@@ -43,6 +43,8 @@ impl SmallImage {
         shell(
             path,
             "mkdir -p root/bin && cp /bin/busybox root/bin/ && ln -s busybox root/bin/sh && echo small > root/name \
+             && mkdir root/etc && echo u:x:1000:1000::/:/bin/sh > root/etc/passwd \
+             && printf 'u:x:1000:\\nextra:x:4000:u\\n' > root/etc/group \
              && tar -C root --numeric-owner -cf layer.tar .",
         );
         let image = Self { directory };
@@ -97,7 +99,12 @@ pub struct Registry {
     _directory: TempDir,
     /// Where it listens, e.g. `127.0.0.1:5005`.
     pub address: String,
+    /// Option of curl that logs in.
+    login: &'static str,
 }
+
+/// User `team`, password `hush` (bcrypt).
+const PASSWORDS: &str = "team:$2b$05$KmDtIrIWWRhUhJMChvrHK.Qracdu42TImLY0Q4Q.gL7bGQgvSm8JO\n";
 
 impl Registry {
     /// Starts it on `port` and waits until it answers.
@@ -106,13 +113,34 @@ impl Registry {
     /// When it does not come.
     #[must_use]
     pub fn start(port: u16) -> Self {
+        Self::start_with(port, false)
+    }
+
+    /// Starts one that wants user `team` and password `hush`.
+    ///
+    /// # Panics
+    /// When it does not come.
+    #[must_use]
+    pub fn start_private(port: u16) -> Self {
+        Self::start_with(port, true)
+    }
+
+    fn start_with(port: u16, private: bool) -> Self {
         let directory = tempfile::tempdir().expect("make a directory for the registry");
         let address = format!("127.0.0.1:{port}");
         let config = directory.path().join("config.yml");
-        let text = format!(
+        let mut text = format!(
             "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{address}\"}}\n",
             directory.path().join("data").display()
         );
+        if private {
+            let passwords = directory.path().join("passwords");
+            std::fs::write(&passwords, PASSWORDS).expect("write the registry's passwords");
+            text.push_str(&format!(
+                "auth: {{htpasswd: {{realm: team, path: {}}}}}\n",
+                passwords.display()
+            ));
+        }
         std::fs::write(&config, text).expect("write the registry's configuration");
         let process = Command::new("docker-registry")
             .arg("serve")
@@ -122,13 +150,16 @@ impl Registry {
             .stderr(Stdio::null())
             .spawn()
             .expect("run docker-registry, which cargo xtask test installs");
+        let login = if private { "-u team:hush" } else { "" };
+        let user = if private { "team:hush@" } else { "" };
         let registry = Self {
             process,
             _directory: directory,
             address,
+            login,
         };
         eventually("an answer of the registry", || {
-            crate::get(&format!("http://{}/v2/", registry.address))
+            crate::get(&format!("http://{user}{}/v2/", registry.address))
         });
         registry
     }
@@ -140,6 +171,7 @@ impl Registry {
     #[must_use]
     pub fn push(&self, image: &SmallImage, repository: &str, tag: &str) -> String {
         let base = format!("http://{}/v2/{repository}", self.address);
+        let login = self.login;
         let directory = image.directory.path();
         let mut descriptors = Vec::new();
         for (file, kind) in [
@@ -150,8 +182,8 @@ impl Registry {
             shell(
                 directory,
                 &format!(
-                    "to=$(curl -s -f -D - -o /dev/null -X POST {base}/blobs/uploads/ | tr -d '\\r' | sed -n 's/^[Ll]ocation: //p') \
-                     && curl -s -f -X PUT -H 'Content-Type: application/octet-stream' --data-binary @{file} \"$to&digest={digest}\""
+                    "to=$(curl -s -f {login} -D - -o /dev/null -X POST {base}/blobs/uploads/ | tr -d '\\r' | sed -n 's/^[Ll]ocation: //p') \
+                     && curl -s -f {login} -X PUT -H 'Content-Type: application/octet-stream' --data-binary @{file} \"$to&digest={digest}\""
                 ),
             );
             descriptors
@@ -165,7 +197,7 @@ impl Registry {
         shell(
             directory,
             &format!(
-                "curl -s -f -X PUT -H 'Content-Type: {kind}' --data-binary @pushed.json {base}/manifests/{tag}"
+                "curl -s -f {login} -X PUT -H 'Content-Type: {kind}' --data-binary @pushed.json {base}/manifests/{tag}"
             ),
         );
         image.digest("pushed.json")

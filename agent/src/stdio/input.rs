@@ -21,35 +21,36 @@ pub struct Input {
     sink: Mutex<Option<ByteStream>>,
     /// Master of a terminal, for its size.
     terminal: PlainMutex<Option<OwnedFd>>,
-    is_terminal: bool,
+    /// The end of a connection is no end of the input.
+    keep: bool,
     /// Number of the newest connection: an older one gives way.
     newest: AtomicU64,
     replaced: Notify,
 }
 
 impl Input {
-    /// Writes into a pipe.
-    pub fn pipe(write: OwnedFd) -> io::Result<Self> {
-        Ok(Self::new(ByteStream::new(write)?, None))
+    /// Writes into a pipe, which is closed with the end of the first connection unless it is to be kept.
+    pub fn pipe(write: OwnedFd, keep: bool) -> io::Result<Self> {
+        Ok(Self::new(ByteStream::new(write)?, None, keep))
     }
 
     /// Writes to the master side of a terminal.
     pub fn terminal(master: OwnedFd) -> io::Result<Self> {
         let size = master.try_clone()?;
-        Ok(Self::new(ByteStream::new(master)?, Some(size)))
+        Ok(Self::new(ByteStream::new(master)?, Some(size), true))
     }
 
-    fn new(sink: ByteStream, terminal: Option<OwnedFd>) -> Self {
+    fn new(sink: ByteStream, terminal: Option<OwnedFd>, keep: bool) -> Self {
         Input {
             sink: Mutex::new(Some(sink)),
-            is_terminal: terminal.is_some(),
             terminal: PlainMutex::new(terminal),
+            keep,
             newest: AtomicU64::new(0),
             replaced: Notify::new(),
         }
     }
 
-    /// Copies from `connection` until it ends, which closes a pipe (but not a terminal), or until another connection
+    /// Copies from `connection` until it ends, which closes a pipe (but no terminal, and no input that is kept), or until another connection
     /// takes its place, or the process has closed its end.
     pub async fn copy_from(&self, connection: &ByteStream) {
         let number = self.newest.fetch_add(1, Ordering::Relaxed) + 1;
@@ -74,7 +75,7 @@ impl Input {
                 // A connection that broke says nothing about the end of the input; one that ended does.
                 Err(_) => return,
                 Ok(0) => {
-                    if !self.is_terminal {
+                    if !self.keep {
                         *sink = None;
                     }
                     return;

@@ -40,7 +40,7 @@ pub fn pipes(wanted: &Stdio, tail: &Tail) -> io::Result<(StandardStreams, Proces
     if wanted.stdin {
         let (read, write) = pipe()?;
         process.stdin = Some(read);
-        agent.stdin = Some(Arc::new(Input::pipe(write)?));
+        agent.stdin = Some(Arc::new(Input::pipe(write, wanted.keep_stdin)?));
     }
     if wanted.stdout {
         let (read, write) = pipe()?;

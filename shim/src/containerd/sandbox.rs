@@ -180,6 +180,7 @@ impl Sandbox {
             let hosts = HostsFile {
                 address: network.address(),
                 hostname: &wish.hostname,
+                names: &[],
                 aliases: &[],
             };
             tree.fill_etc(&hosts, &resolv_conf(dns))

@@ -10,6 +10,9 @@ use serde_json::Value;
 use super::problem::{Collector, Problem, Problems};
 use super::source::{Document, SourceError, documents, join};
 
+/// Fields of a wrong type that are said of one document.
+const WRONG_TYPES: usize = 100;
+
 /// The objects of one or more files.
 #[derive(Debug, Default)]
 pub struct Objects {
@@ -26,12 +29,25 @@ pub struct Objects {
 /// # Errors
 /// Everything that is wrong, at once: no YAML, unknown kinds, unknown fields, wrong types, no name, two with one name.
 pub fn objects(text: &str, file: &str) -> Result<Objects, Problems> {
-    let fail = |problems| Problems {
+    let (objects, problems) = partly(text);
+    if problems.is_empty() {
+        return Ok(objects);
+    }
+    Err(Problems {
         file: file.to_owned(),
         problems,
-    };
-    let documents = documents(text).map_err(|error| fail(vec![source_problem(&error)]))?;
+    })
+}
+
+/// Reads what can be read of a YAML text, and says what cannot: the rest may be checked further, so that everything that is
+/// wrong is said at once.
+#[must_use]
+pub fn partly(text: &str) -> (Objects, Vec<Problem>) {
     let mut objects = Objects::default();
+    let documents = match documents(text) {
+        Ok(documents) => documents,
+        Err(error) => return (objects, vec![source_problem(&error)]),
+    };
     let mut problems = Vec::new();
     for document in documents {
         let mut collector = Collector::new(&document);
@@ -58,12 +74,8 @@ pub fn objects(text: &str, file: &str) -> Result<Objects, Problems> {
         }
         problems.append(&mut collector.problems);
     }
-    if problems.is_empty() {
-        Ok(objects)
-    } else {
-        problems.sort_by_key(|p| p.line);
-        Err(fail(problems))
-    }
+    problems.sort_by_key(|p| p.line);
+    (objects, problems)
 }
 
 impl Objects {
@@ -127,7 +139,7 @@ fn object(document: &Document, collector: &mut Collector<'_>) -> Option<Object> 
         "" => collector.required("apiVersion"),
         other => collector.one_of("apiVersion", other, &["v1"]),
     }
-    let object = match text("kind") {
+    match text("kind") {
         "Pod" => typed(document, collector).map(|pod| Object::Pod(Box::new(pod))),
         "ConfigMap" => typed(document, collector).map(Object::ConfigMap),
         "Secret" => typed(document, collector).map(Object::Secret),
@@ -139,8 +151,7 @@ fn object(document: &Document, collector: &mut Collector<'_>) -> Option<Object> 
             collector.one_of("kind", other, &["ConfigMap", "Pod", "Secret"]);
             None
         }
-    };
-    object.filter(|_| collector.problems.is_empty())
+    }
 }
 
 fn typed<T: DeserializeOwned + Serialize>(
@@ -153,22 +164,69 @@ fn typed<T: DeserializeOwned + Serialize>(
     if let Some(fields) = value.as_object_mut() {
         fields.insert("apiVersion".into(), "v1".into());
     }
-    let object: T = match serde_path_to_error::deserialize(&value) {
-        Ok(object) => object,
-        Err(error) => {
-            let path = error.path().to_string();
-            collector.add(
-                if path == "." { String::new() } else { path },
-                sentence(&error.into_inner().to_string()),
-            );
-            return None;
-        }
-    };
+    let object: T = without_wrong_types(&mut value, collector)?;
     match serde_json::to_value(&object) {
         Ok(known) => unknown_fields(&value, &known, "", collector),
         Err(error) => collector.add("", error.to_string()),
     }
     Some(object)
+}
+
+/// Each field of a wrong type is said and left out, until the rest is of the type.
+fn without_wrong_types<T: DeserializeOwned>(
+    value: &mut Value,
+    collector: &mut Collector<'_>,
+) -> Option<T> {
+    for _ in 0..WRONG_TYPES {
+        let error = match serde_path_to_error::deserialize(&*value) {
+            Ok(object) => return Some(object),
+            Err(error) => error,
+        };
+        let place: serde_path_to_error::Path = error.path().clone();
+        let path = place.to_string();
+        collector.add(
+            if path == "." { String::new() } else { path },
+            sentence(&error.into_inner().to_string()),
+        );
+        if !leave_out(value, &place) {
+            return None;
+        }
+    }
+    None
+}
+
+/// Takes the innermost field at `place` out of `value`. Returns whether there was one.
+fn leave_out(value: &mut Value, place: &serde_path_to_error::Path) -> bool {
+    use serde_path_to_error::Segment;
+
+    // An item of a list goes with its list: the places of the others stay as they are.
+    let segments: Vec<&Segment> = place.iter().collect();
+    let Some(last) = segments
+        .iter()
+        .rposition(|segment| matches!(segment, Segment::Map { .. }))
+    else {
+        return false;
+    };
+    let mut here = value;
+    for (number, segment) in segments.into_iter().enumerate() {
+        here = match segment {
+            Segment::Map { key } if number == last => {
+                return here
+                    .as_object_mut()
+                    .is_some_and(|fields| fields.remove(key).is_some());
+            }
+            Segment::Map { key } => match here.get_mut(key) {
+                Some(field) => field,
+                None => return false,
+            },
+            Segment::Seq { index } => match here.get_mut(*index) {
+                Some(item) => item,
+                None => return false,
+            },
+            _ => return false,
+        };
+    }
+    false
 }
 
 /// The type library says which Rust type it wanted; a user knows lists, mappings and text.
@@ -266,6 +324,24 @@ mod tests {
             said.starts_with("pod.yaml:8: spec.containers[0].command: wrong type: string \"sleep 1\", expected a list"),
             "{said}"
         );
+    }
+
+    #[test]
+    fn objects_with_several_wrong_types_name_each() {
+        let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, labels: {a: 1}}\nspec:\n  restartPolicy: [Never]\n  containers:\n  - name: c\n    image: i\n    args: [a, 2]\n    tty: maybe\n    oops: 1\n";
+        let said = problems(text);
+        let lines: Vec<&str> = said.lines().collect();
+        let begins = [
+            "pod.yaml:3: metadata.labels.a: wrong type",
+            "pod.yaml:5: spec.restartPolicy: wrong type",
+            "pod.yaml:9: spec.containers[0].args[1]: wrong type",
+            "pod.yaml:10: spec.containers[0].tty: wrong type",
+            "pod.yaml:11: spec.containers[0].oops: unknown field",
+        ];
+        assert_eq!(lines.len(), begins.len(), "{said}");
+        for (line, begin) in lines.iter().zip(begins) {
+            assert!(line.starts_with(begin), "{said}");
+        }
     }
 
     #[test]

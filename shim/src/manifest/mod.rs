@@ -6,10 +6,12 @@
 pub mod care;
 mod documents;
 pub mod environment;
+mod host_names;
 mod names;
 pub mod plan;
 mod planner;
 pub mod problem;
+mod pull_secrets;
 pub mod qos;
 pub mod quantity;
 pub mod sizing;
@@ -19,6 +21,6 @@ mod validate;
 mod volume_devices;
 mod volumes;
 
-pub use documents::{Objects, objects};
+pub use documents::{Objects, objects, partly};
 pub use planner::{HostFacts, plan};
 pub use problem::{Problem, Problems};

@@ -38,6 +38,68 @@ fn label(name: &str) -> bool {
         && bytes.iter().all(|b| inner(*b) || *b == b'-')
 }
 
+/// Name of a port (RFC 6335): at most 15 of `a-z0-9-` with a letter among them, no hyphen at the ends or beside another.
+pub(super) fn service_name(name: &str) -> Result<(), &'static str> {
+    if name.len() > 15 {
+        return Err("must be no more than 15 characters");
+    }
+    if !name.bytes().any(|b| b.is_ascii_lowercase()) {
+        return Err("must contain at least one letter (a-z)");
+    }
+    if name.contains("--") {
+        return Err("must not contain consecutive hyphens");
+    }
+    if label(name) {
+        Ok(())
+    } else {
+        Err(
+            "must contain only lower case alphanumeric characters and '-', and must not begin or end with a hyphen",
+        )
+    }
+}
+
+/// Key of a label or an annotation: a name of at most 63 characters, behind a DNS subdomain and a slash or alone.
+pub(super) fn qualified(key: &str) -> Result<(), &'static str> {
+    let name = match key.split_once('/') {
+        Some((prefix, name)) => {
+            dns_subdomain(prefix)?;
+            name
+        }
+        None => key,
+    };
+    if name.is_empty() {
+        return Err("name part must be non-empty");
+    }
+    if word(name) {
+        Ok(())
+    } else {
+        Err(
+            "name part must consist of at most 63 alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character",
+        )
+    }
+}
+
+/// Value of a label: empty, or as the name of its key.
+pub(super) fn label_value(value: &str) -> Result<(), &'static str> {
+    if value.is_empty() || word(value) {
+        Ok(())
+    } else {
+        Err(
+            "a valid label must be an empty string or consist of at most 63 alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character",
+        )
+    }
+}
+
+fn word(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    text.len() <= 63
+        && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
+        && bytes.last().is_some_and(u8::is_ascii_alphanumeric)
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+}
+
 /// Printable ASCII other than `=` (Kubernetes' relaxed environment variable name).
 pub(super) fn environment_variable(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|b| (0x20..0x7f).contains(&b) && b != b'=')
@@ -85,6 +147,36 @@ mod tests {
         }
         assert!(dns_label("a-1").is_ok() && dns_subdomain("a.b-c.d").is_ok());
         assert!(dns_subdomain("a..b").is_err());
+    }
+
+    #[test]
+    fn keys_and_values_of_labels_of_bad_forms_are_refused() {
+        for good in ["a", "app.kubernetes.io/name", "A_b.c-1", &"a".repeat(63)] {
+            assert!(qualified(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "a/",
+            "/a",
+            "a b",
+            "-a",
+            "a_",
+            "A.b/c",
+            "a/b/c",
+            &"a".repeat(64),
+        ] {
+            assert!(qualified(bad).is_err(), "{bad}");
+        }
+        assert!(label_value("").is_ok() && label_value("v1.2_x").is_ok());
+        assert!(label_value("a/b").is_err() && label_value(&"a".repeat(64)).is_err());
+    }
+
+    #[test]
+    fn service_names_of_bad_forms_are_refused() {
+        assert!(service_name("http").is_ok() && service_name("a1-2").is_ok());
+        for bad in ["", "80", "Http", "-a", "a-", "a--b", "a_b", &"a".repeat(16)] {
+            assert!(service_name(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub struct PodPlan {
     pub uid: String,
     /// `spec.hostname`, else the name cut to 63 bytes.
     pub hostname: String,
+    /// Names of the pod's address in its `/etc/hosts`: the full one first, where there is a `spec.subdomain`.
+    pub host_names: Vec<String>,
     /// `metadata.labels`.
     pub labels: BTreeMap<String, String>,
     /// `metadata.annotations`.
@@ -51,6 +53,9 @@ pub struct PodPlan {
     pub init_containers: Vec<ContainerPlan>,
     /// `spec.containers`, in order.
     pub containers: Vec<ContainerPlan>,
+    /// Docker configurations of `spec.imagePullSecrets`: the secret's name and its text.
+    #[serde(skip)]
+    pub pull_secrets: Vec<(String, Vec<u8>)>,
     /// Sentences for the user about fields that are accepted and have no effect here.
     pub notes: Vec<String>,
     /// The Pod object with its defaults, for `inspect`.
@@ -331,6 +336,8 @@ pub struct MountPlan {
     pub expand_sub_path: bool,
     /// Mounted read-only.
     pub read_only: bool,
+    /// What is mounted below it in the volume is read-only as well.
+    pub recursive_read_only: bool,
     /// `mountPropagation`.
     pub propagation: Propagation,
 }

@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, SeccompProfile, Securi
 
 use super::documents::Objects;
 use super::environment::{Sources, environment};
+use super::host_names::HostNames;
 use super::plan::{
     ContainerPlan, DnsPlan, HostPort, Limits, MountPlan, PodPlan, Propagation, Protocol,
     PullPolicy, Resources, RestartPolicy, SeccompPlan, SecurityPlan,
@@ -14,7 +15,7 @@ use super::problem::{Collector, Problems};
 use super::sizing::machine_size;
 use super::source::Document;
 use super::volumes::Surroundings;
-use super::{care, names, quantity, support, validate, volume_devices, volumes};
+use super::{care, names, pull_secrets, quantity, support, validate, volume_devices, volumes};
 
 /// Grace of pods that set none (Kubernetes API, PodSpec).
 const DEFAULT_GRACE_SECONDS: u32 = 30;
@@ -42,13 +43,14 @@ pub fn plan(
     file: &str,
 ) -> Result<PodPlan, Problems> {
     let mut collector = Collector::new(document);
-    let notes = support::check(&document.value, &mut collector);
+    let mut notes = support::check(&document.value, &mut collector);
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     if name.is_empty() {
         collector.required("metadata.name");
     } else if let Err(why) = names::dns_subdomain(name) {
         collector.invalid("metadata.name", name, why);
     }
+    validate::metadata(&pod.metadata, &mut collector);
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
     if let Err(why) = names::dns_label(namespace) {
         collector.invalid("metadata.namespace", namespace, why);
@@ -106,6 +108,8 @@ pub fn plan(
         size,
     };
     let volumes = volumes::volumes(spec, &around, &mut collector);
+    let names = HostNames::of(spec, name, namespace, &mut collector);
+    let pull_secrets = pull_secrets::pull_secrets(spec, objects, &mut notes, &mut collector);
     if !collector.problems.is_empty() {
         let mut problems = collector.problems;
         problems.sort_by_key(|p| p.line);
@@ -118,7 +122,8 @@ pub fn plan(
         name: name.to_owned(),
         namespace: namespace.to_owned(),
         uid: uid.to_owned(),
-        hostname: hostname(spec, name, namespace),
+        hostname: names.hostname,
+        host_names: names.in_hosts,
         labels: pod.metadata.labels.clone().unwrap_or_default(),
         annotations: pod.metadata.annotations.clone().unwrap_or_default(),
         vcpus: size.vcpus,
@@ -155,6 +160,7 @@ pub fn plan(
         host_ports: host_ports(spec),
         init_containers,
         containers,
+        pull_secrets,
         notes,
         object: object(pod, namespace, uid, &host.node_name),
     })
@@ -174,21 +180,6 @@ fn object(pod: &Pod, namespace: &str, uid: &str, node_name: &str) -> serde_json:
     }
     // A typed object is always written again.
     serde_json::to_value(&pod).unwrap_or_default()
-}
-
-fn hostname(spec: &PodSpec, name: &str, namespace: &str) -> String {
-    if let Some(name) = &spec.hostname_override {
-        return name.clone();
-    }
-    let cut = name.get(..63).unwrap_or(name).trim_end_matches(['-', '.']);
-    let short = spec.hostname.as_deref().unwrap_or(cut);
-    match (&spec.subdomain, spec.set_hostname_as_fqdn) {
-        // The cluster domain is Kubernetes' default, as there is no cluster to ask.
-        (Some(subdomain), Some(true)) => {
-            format!("{short}.{subdomain}.{namespace}.svc.cluster.local")
-        }
-        _ => short.to_owned(),
-    }
 }
 
 fn dns(spec: &PodSpec) -> DnsPlan {
@@ -325,6 +316,10 @@ fn mounts(c: &Container) -> Vec<MountPlan> {
                     .or_else(|| m.sub_path.clone())
                     .unwrap_or_default(),
                 read_only: m.read_only == Some(true),
+                recursive_read_only: matches!(
+                    m.recursive_read_only.as_deref(),
+                    Some("Enabled" | "IfPossible")
+                ),
                 propagation: match m.mount_propagation.as_deref() {
                     Some("HostToContainer") => Propagation::HostToContainer,
                     Some("Bidirectional") => Propagation::Bidirectional,

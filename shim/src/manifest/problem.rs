@@ -24,6 +24,22 @@ pub struct Problems {
     pub problems: Vec<Problem>,
 }
 
+impl Problems {
+    /// Adds further problems, but for those of fields that something is said of already.
+    pub fn add_further(&mut self, further: Vec<Problem>) {
+        let said = |problem: &Problem| {
+            self.problems.iter().any(|known| {
+                !known.path.is_empty()
+                    && (problem.path.starts_with(&known.path)
+                        || known.path.starts_with(&problem.path))
+            })
+        };
+        let further: Vec<Problem> = further.into_iter().filter(|p| !said(p)).collect();
+        self.problems.extend(further);
+        self.problems.sort_by_key(|problem| problem.line);
+    }
+}
+
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, problem) in self.problems.iter().enumerate() {

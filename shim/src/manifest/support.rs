@@ -71,12 +71,7 @@ pub const FIELDS: &[(&str, Support)] = &[
     ),
     ("spec.hostname", Works),
     ("spec.hostnameOverride", Works),
-    (
-        "spec.imagePullSecrets",
-        Refused(
-            "not supported by this version of vmpod: log in with the Docker configuration file",
-        ),
-    ),
+    ("spec.imagePullSecrets", Works),
     ("spec.nodeName", NoEffect(SCHEDULER)),
     ("spec.nodeSelector", NoEffect(SCHEDULER)),
     ("spec.os.name", Works),
@@ -250,10 +245,7 @@ pub const FIELDS: &[(&str, Support)] = &[
     ("spec.containers[].volumeMounts[].mountPath", Works),
     ("spec.containers[].volumeMounts[].mountPropagation", Works),
     ("spec.containers[].volumeMounts[].readOnly", Works),
-    (
-        "spec.containers[].volumeMounts[].recursiveReadOnly",
-        Refused(LATER),
-    ),
+    ("spec.containers[].volumeMounts[].recursiveReadOnly", Works),
     ("spec.containers[].volumeMounts[].subPath", Works),
     ("spec.containers[].volumeMounts[].subPathExpr", Works),
     ("spec.containers[].workingDir", Works),

@@ -2,6 +2,9 @@
 
 mod care;
 mod container;
+mod metadata;
+
+pub(super) use metadata::metadata;
 
 use std::collections::BTreeSet;
 

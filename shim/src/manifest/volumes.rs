@@ -43,7 +43,8 @@ pub(super) fn volumes(
             Some(VolumePlan {
                 name: volume.name.clone(),
                 fs_group: fs_group.filter(|_| takes_group),
-                read_only: matches!(kind, VolumeKind::Image { .. })
+                // What is made of objects belongs to whoever holds the objects.
+                read_only: matches!(kind, VolumeKind::Image { .. } | VolumeKind::Files { .. })
                     || read_only_everywhere(spec, &volume.name),
                 kind,
             })

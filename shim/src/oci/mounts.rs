@@ -95,6 +95,9 @@ fn volume(
         .to_owned(),
     );
     options.push(if mount.read_only { "ro" } else { "rw" }.to_owned());
+    if mount.recursive_read_only {
+        options.push("rro".to_owned());
+    }
     let sub_path = if mount.expand_sub_path {
         environment.expand(&mount.sub_path)
     } else {

@@ -17,6 +17,7 @@ pub mod prepare;
 pub mod process;
 mod process_space;
 pub mod record;
+pub mod refresh;
 pub mod registry;
 pub mod roots;
 pub mod rotating_file;

@@ -24,8 +24,16 @@ pub fn pod_object(pod: &FoundPod) -> Value {
     if let Some(record) = record {
         object["metadata"]["uid"] = json!(record.uid);
     }
+    if let Some(record) = record.filter(|record| !record.ephemeral.is_empty()) {
+        object["spec"]["ephemeralContainers"] = ephemeral(record);
+    }
     object["status"] = status_object(pod, record);
     object
+}
+
+fn ephemeral(record: &PodRecord) -> Value {
+    let objects = record.ephemeral.iter().map(|added| added.object.clone());
+    Value::Array(objects.collect())
 }
 
 fn time(at_ns: i64) -> Value {
@@ -41,6 +49,8 @@ fn time(at_ns: i64) -> Value {
 pub fn inspected(pod: &FoundPod) -> Value {
     let record: Option<PodRecord> = durable::read_json(&pod.paths.config()).ok();
     let record = record.as_ref();
+    // Labels and annotations may have changed since the record was written.
+    let manifest: Value = durable::read_json(&pod.paths.manifest()).unwrap_or_default();
     let containers = |containers: &[ContainerRecord]| -> Vec<Value> {
         containers
             .iter()
@@ -54,8 +64,8 @@ pub fn inspected(pod: &FoundPod) -> Value {
             "name": pod.reservation.name,
             "namespace": pod.reservation.namespace,
             "uid": record.map(|r| &r.uid),
-            "labels": record.map(|r| &r.labels),
-            "annotations": record.map(|r| &r.annotations),
+            "labels": manifest["metadata"]["labels"].as_object().cloned().unwrap_or_default(),
+            "annotations": manifest["metadata"]["annotations"].as_object().cloned().unwrap_or_default(),
             "creationTimestamp": time(pod.reservation.created_at_ns),
         },
         "spec": {
@@ -65,6 +75,7 @@ pub fn inspected(pod: &FoundPod) -> Value {
             "shareProcessNamespace": record.map(|r| r.share_process_namespace),
             "initContainers": record.map(|r| containers(&r.init_containers)),
             "containers": record.map(|r| containers(&r.containers)),
+            "ephemeralContainers": record.map(ephemeral),
         },
         "status": status_object(pod, record),
         "vmpod": {
@@ -120,6 +131,9 @@ fn status_object(pod: &FoundPod, record: Option<&PodRecord>) -> Value {
         "initContainerStatuses": containers(&status.init_containers),
         "containerStatuses": containers(&status.containers),
     });
+    if !status.ephemeral.is_empty() {
+        object["ephemeralContainerStatuses"] = json!(containers(&status.ephemeral));
+    }
     if !status.pod_ip.is_empty() {
         object["podIP"] = json!(status.pod_ip);
         object["podIPs"] = json!([{"ip": status.pod_ip}]);

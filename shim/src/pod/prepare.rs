@@ -119,6 +119,10 @@ pub struct PrepareOptions {
     pub template: bool,
     /// Appended to the guest kernel's command line.
     pub extra_cmdline: String,
+    /// Text of the manifest.
+    pub source: String,
+    /// Files of further ConfigMaps and Secrets, absolute.
+    pub resources: Vec<PathBuf>,
 }
 
 /// Gets an image by the reference that the manifest has, from the store or from elsewhere.
@@ -267,6 +271,7 @@ fn fill(
         namespace: plan.namespace.clone(),
         uid: plan.uid.clone(),
         hostname: plan.hostname.clone(),
+        host_names: plan.host_names.clone(),
         labels: plan.labels.clone(),
         annotations: plan.annotations.clone(),
         created_at_ns: clock::now_ns(),
@@ -295,7 +300,10 @@ fn fill(
         containers,
         remove_when_done: options.remove_when_done,
         qos: Qos::of(plan),
+        resources: options.resources.clone(),
+        ephemeral: Vec::new(),
     };
+    durable::write_bytes(&reserved.paths.source(), options.source.as_bytes(), 0o600)?;
     // For `inspect` alone: a pod runs without it.
     let object = serde_json::to_vec(&plan.object).unwrap_or_default();
     if let Err(error) = std::fs::write(reserved.paths.manifest(), object) {
@@ -306,7 +314,11 @@ fn fill(
     Ok(record)
 }
 
-fn compose(
+/// Composes one container of `plan` from its image.
+///
+/// # Errors
+/// Its user is not in the image, or the configuration cannot be made.
+pub fn compose(
     plan: &PodPlan,
     container: &ContainerPlan,
     image: &Image,
@@ -399,10 +411,12 @@ pub fn images_in_use(roots: &Roots) -> Vec<String> {
                     VolumeSource::Image { digest, .. } => Some(digest),
                     _ => None,
                 });
+            let added = record.ephemeral.into_iter().map(|added| added.container);
             record
                 .init_containers
                 .into_iter()
                 .chain(record.containers)
+                .chain(added)
                 .map(|container| container.image_digest)
                 .chain(of_volumes)
                 .collect::<Vec<_>>()

@@ -12,7 +12,6 @@ use crate::manifest::qos::Qos;
 use crate::network::Place;
 
 /// Version of the files below a pod's directory. Raised when an older `vmpod` would misread them.
-/// Version of the files below a pod's directory. Raised when an older `vmpod` would misread them.
 pub const RECORD_VERSION: u32 = 1;
 
 /// What a pod holds of the host from the moment it is admitted.
@@ -47,6 +46,9 @@ pub struct PodRecord {
     pub uid: String,
     /// Host name inside the pod.
     pub hostname: String,
+    /// Names of the pod's address in its `/etc/hosts`.
+    #[serde(default)]
+    pub host_names: Vec<String>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// Annotations.
@@ -86,6 +88,34 @@ pub struct PodRecord {
     /// `status.qosClass`.
     #[serde(default)]
     pub qos: Qos,
+    /// Files of ConfigMaps and Secrets that volumes follow while the pod runs.
+    #[serde(default)]
+    pub resources: Vec<PathBuf>,
+    /// Containers that were added while the pod ran.
+    #[serde(default)]
+    pub ephemeral: Vec<EphemeralRecord>,
+}
+
+impl PodRecord {
+    /// Init containers, containers, and those that were added later.
+    pub fn every_container(&self) -> impl Iterator<Item = &ContainerRecord> {
+        let added = self.ephemeral.iter().map(|added| &added.container);
+        self.init_containers
+            .iter()
+            .chain(&self.containers)
+            .chain(added)
+    }
+}
+
+/// An ephemeral container: it shares what the pod's containers share, is never restarted, and decides nothing about the pod.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EphemeralRecord {
+    /// The container.
+    pub container: ContainerRecord,
+    /// `targetContainerName`: the container whose processes it sees.
+    pub target: Option<String>,
+    /// Its place in `spec.ephemeralContainers`.
+    pub object: serde_json::Value,
 }
 
 /// The machine of a pod.

@@ -159,6 +159,18 @@ impl PodPaths {
         self.run.join("manifest.json")
     }
 
+    /// The text of the manifest, whose ConfigMaps and Secrets later updates of volumes want.
+    #[must_use]
+    pub fn source(&self) -> PathBuf {
+        self.run.join("source.yaml")
+    }
+
+    /// Ephemeral containers that the supervisor is asked for, one file each.
+    #[must_use]
+    pub fn ephemeral(&self) -> PathBuf {
+        self.run.join("ephemeral")
+    }
+
     /// The pod's status as of the last event.
     #[must_use]
     pub fn status(&self) -> PathBuf {

@@ -76,6 +76,9 @@ pub struct PodStatus {
     pub init_containers: Vec<ContainerStatus>,
     /// Containers in order.
     pub containers: Vec<ContainerStatus>,
+    /// Containers that were added while the pod ran.
+    #[serde(default)]
+    pub ephemeral: Vec<ContainerStatus>,
     /// The supervising process.
     pub supervisor: Option<ProcessIdentity>,
     /// The VMM.
@@ -169,6 +172,40 @@ pub struct Exit {
     pub message: String,
 }
 
+impl ContainerStatus {
+    /// A container that has not been started.
+    #[must_use]
+    pub fn waiting(record: &ContainerRecord, reason: &str) -> Self {
+        Self {
+            name: record.name.clone(),
+            sidecar: record.sidecar,
+            image: record.image.clone(),
+            image_digest: record.image_digest.clone(),
+            state: ContainerState::Waiting,
+            reason: reason.into(),
+            message: String::new(),
+            attempt: 0,
+            restart_count: 0,
+            started_at_ns: 0,
+            next_start_ns: 0,
+            exit: None,
+            last_exit: None,
+            started: false,
+            ready: false,
+        }
+    }
+
+    /// Takes over how its process ended, for good.
+    pub fn terminate(&mut self, exit: Exit) {
+        self.state = ContainerState::Terminated;
+        self.reason.clone_from(&exit.reason);
+        self.message.clone_from(&exit.message);
+        self.started = false;
+        self.ready = false;
+        self.exit = Some(exit);
+    }
+}
+
 impl PodStatus {
     /// The status of a pod that is being prepared.
     #[must_use]
@@ -176,23 +213,7 @@ impl PodStatus {
         let waiting = |containers: &[ContainerRecord]| {
             containers
                 .iter()
-                .map(|c| ContainerStatus {
-                    name: c.name.clone(),
-                    sidecar: c.sidecar,
-                    image: c.image.clone(),
-                    image_digest: c.image_digest.clone(),
-                    state: ContainerState::Waiting,
-                    reason: "PodInitializing".into(),
-                    message: String::new(),
-                    attempt: 0,
-                    restart_count: 0,
-                    started_at_ns: 0,
-                    next_start_ns: 0,
-                    exit: None,
-                    last_exit: None,
-                    started: false,
-                    ready: false,
-                })
+                .map(|c| ContainerStatus::waiting(c, "PodInitializing"))
                 .collect()
         };
         let mut status = Self {
@@ -209,6 +230,7 @@ impl PodStatus {
             exit_code: None,
             init_containers: waiting(&record.init_containers),
             containers: waiting(&record.containers),
+            ephemeral: Vec::new(),
             supervisor: None,
             vmm: None,
             boot_ns: 0,
@@ -226,9 +248,31 @@ impl PodStatus {
         conditions::refresh(self, now_ns);
     }
 
-    /// All containers, init containers first.
+    /// All containers of the manifest, init containers first: those that decide how the pod is.
     pub fn all_containers(&self) -> impl Iterator<Item = &ContainerStatus> {
         self.init_containers.iter().chain(&self.containers)
+    }
+
+    /// Those that were added later as well.
+    pub fn every_container(&self) -> impl Iterator<Item = &ContainerStatus> {
+        self.all_containers().chain(&self.ephemeral)
+    }
+
+    /// Ends the ephemeral containers that still are there: the pod's end is theirs.
+    pub fn end_ephemeral(&mut self, at_ns: i64) {
+        for container in &mut self.ephemeral {
+            if container.state != ContainerState::Terminated {
+                container.terminate(Exit {
+                    code: 137,
+                    signal: 9,
+                    oom_killed: false,
+                    started_at_ns: container.started_at_ns,
+                    finished_at_ns: at_ns,
+                    reason: "Error".into(),
+                    message: String::new(),
+                });
+            }
+        }
     }
 
     /// Takes over what the agent says. Names that the pod does not have are passed over, and a phase never leaves a
@@ -411,6 +455,7 @@ pub mod example {
             exit_code: None,
             init_containers: vec![],
             containers: vec![container("a"), container("b")],
+            ephemeral: vec![],
             supervisor: None,
             vmm: None,
             boot_ns: 0,

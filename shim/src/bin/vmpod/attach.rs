@@ -9,7 +9,7 @@ use vmpod_agent_protocol::stream::{StdioStream, StreamHeader};
 use vmpod_shim::pod::durable;
 use vmpod_shim::pod::hybrid_vsock::open_stream;
 use vmpod_shim::pod::process;
-use vmpod_shim::pod::roots::Roots;
+use vmpod_shim::pod::roots::{PodPaths, Roots};
 use vmpod_shim::pod::status::{ContainerState, PodStatus};
 
 use crate::cli::AttachArguments;
@@ -21,31 +21,62 @@ use crate::terminal::{self, RawTerminal};
 /// How often the log is looked at: what was typed shall come back at once.
 const INTERVAL: std::time::Duration = std::time::Duration::from_millis(10);
 
+/// What is attached to.
+#[derive(Debug)]
+pub struct Attachment {
+    /// Name of the container.
+    pub name: String,
+    /// Id, in the agent, of its present attempt.
+    pub container_id: String,
+    /// Standard input is fed.
+    pub stdin: bool,
+    /// It has a terminal.
+    pub tty: bool,
+    /// What was written before is shown as well.
+    pub from_start: bool,
+}
+
 /// `vmpod attach`
 pub fn attach(roots: &Roots, arguments: &AttachArguments) -> anyhow::Result<u8> {
     let pod = guest::running(roots, &arguments.pod)?;
     let (name, container_id) = pod.running_container(arguments.container.as_deref())?;
-    let Some(record) = pod
-        .record
-        .init_containers
-        .iter()
-        .chain(&pod.record.containers)
-        .find(|container| container.name == name)
-    else {
+    let Some(record) = pod.record.every_container().find(|c| c.name == name) else {
         bail!("container {name:?} is not on record");
     };
-    let (stdin, tty) = (record.stdin && !arguments.no_stdin, record.tty);
     if !record.stdin && !arguments.no_stdin {
         writeln!(
             std::io::stderr(),
             "vmpod: container {name:?} has no standard input (`stdin: true` in the manifest gives it one); its output follows"
         )?;
     }
-    let paths = &pod.pod.paths;
+    let attachment = Attachment {
+        container_id,
+        stdin: record.stdin && !arguments.no_stdin,
+        tty: record.tty,
+        from_start: false,
+        name,
+    };
+    follow(
+        &pod.pod.paths,
+        pod.container(Some(&attachment.name))?.attempt,
+        attachment,
+    )
+}
+
+/// Follows a container to the end of attempt `attempt`, and returns its exit code.
+pub fn follow(paths: &PodPaths, attempt: u32, attachment: Attachment) -> anyhow::Result<u8> {
+    let Attachment {
+        name,
+        container_id,
+        stdin,
+        tty,
+        from_start,
+    } = attachment;
     let mut follower = Follower::new(paths, std::slice::from_ref(&name), Style::default());
-    follower.start_at(&name, pod.container(Some(&name))?.attempt);
-    // What was written before is not shown.
-    follower.take()?;
+    follower.start_at(&name, attempt);
+    if !from_start {
+        follower.take()?;
+    }
     let socket = paths.vsock();
     let runtime = guest::runtime()?;
     let result = runtime.block_on(async {
@@ -60,7 +91,12 @@ pub fn attach(roots: &Roots, arguments: &AttachArguments) -> anyhow::Result<u8> 
                 exec: String::new(),
                 stream: StdioStream::Stdin,
             };
-            tokio::spawn(copy_in(open_stream(&socket, &header, CONNECT_LIMIT).await?));
+            match open_stream(&socket, &header, CONNECT_LIMIT).await {
+                Ok(stream) => drop(tokio::spawn(copy_in(stream))),
+                // It has ended already: its output and exit code are wanted all the same.
+                Err(_) if from_start => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         let agent = guest::agent(paths).await?;
         let mut resized = signal(SignalKind::window_change())?;
@@ -82,7 +118,7 @@ pub fn attach(roots: &Roots, arguments: &AttachArguments) -> anyhow::Result<u8> 
             let status = durable::read_json::<PodStatus>(&paths.status()).ok();
             let container = status
                 .as_ref()
-                .and_then(|s| s.all_containers().find(|c| c.name == name));
+                .and_then(|s| s.every_container().find(|c| c.name == name));
             let over = !attended
                 || container.is_none_or(|c| {
                     c.state != ContainerState::Running

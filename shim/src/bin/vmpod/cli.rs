@@ -1,9 +1,13 @@
 //! The command line: names, options and help of every verb. No behaviour.
 
+mod running;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmpod_shim::host::install::Version;
+
+pub use running::{DebugArguments, Profile, UpdateArguments};
 
 /// Pods in microVMs: a Kubernetes Pod manifest runs in a virtual machine of its own, without a daemon.
 #[derive(Debug, Parser)]
@@ -66,12 +70,16 @@ pub enum Command {
     Logs(LogsArguments),
     /// Run a command in a container
     Exec(ExecArguments),
+    /// Add a container to a pod that runs, with an image of its own
+    Debug(DebugArguments),
     /// Follow a container's output from now on, and feed its standard input
     Attach(AttachArguments),
     /// Ask pods to end, in order and in their grace period
     Stop(StopArguments),
     /// Kill pods, or signal their containers
     Kill(KillArguments),
+    /// Bring volumes of ConfigMaps, Secrets and metadata up to date; set labels and annotations
+    Update(UpdateArguments),
     /// Remove pods that have ended
     Rm(RmArguments),
     /// Show everything about pods
@@ -142,6 +150,9 @@ pub struct RunArguments {
     /// Append to the guest kernel's command line
     #[arg(long, hide = true, env = "VMPOD_KERNEL_ARGUMENTS", default_value = "")]
     pub kernel_arguments: String,
+    /// Where to say which image could not be had, for `serve`
+    #[arg(long, hide = true)]
+    pub failure: Option<PathBuf>,
     /// Check the manifest and print the plan; start nothing
     #[arg(long)]
     pub dry_run: bool,

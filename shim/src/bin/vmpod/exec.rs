@@ -37,9 +37,7 @@ pub fn exec(roots: &Roots, arguments: &ExecArguments) -> anyhow::Result<u8> {
     let (name, container_id) = pod.running_container(arguments.container.as_deref())?;
     let record = pod
         .record
-        .init_containers
-        .iter()
-        .chain(&pod.record.containers)
+        .every_container()
         .find(|container| container.name == name)
         .with_context(|| format!("container {name:?} is not on record"))?;
     let process = process(record, arguments)?;

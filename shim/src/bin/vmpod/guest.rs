@@ -71,12 +71,12 @@ impl RunningPod {
             .or_else(|| self.status.containers.first().map(|c| c.name.as_str()))
             .unwrap_or_default();
         self.status
-            .all_containers()
+            .every_container()
             .find(|container| container.name == name)
             .with_context(|| {
                 let names: Vec<&str> = self
                     .status
-                    .all_containers()
+                    .every_container()
                     .map(|c| c.name.as_str())
                     .collect();
                 format!(

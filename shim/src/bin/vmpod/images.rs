@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use vmpod_shim::images::{
-    self, Event, Image, ImportOptions, Progress, PullOptions, REGISTRIES_PATH, Reference, Store,
+    self, CredentialSource, Event, Image, ImportOptions, Progress, PullOptions, REGISTRIES_PATH,
+    Reference, Store,
 };
 use vmpod_shim::manifest::plan::PullPolicy;
 use vmpod_shim::pod::clock;
@@ -23,6 +24,8 @@ use crate::{guest, lifecycle, table};
 pub struct Fetcher<'a> {
     store: &'a Store,
     progress: Shown,
+    /// Names and texts of `imagePullSecrets`.
+    secrets: Vec<(String, Vec<u8>)>,
 }
 
 impl<'a> Fetcher<'a> {
@@ -31,13 +34,25 @@ impl<'a> Fetcher<'a> {
         Ok(Self {
             store,
             progress: Shown::new(quiet),
+            secrets: Vec::new(),
         })
+    }
+
+    /// Shows registries what these Docker configurations hold, before those of the host.
+    pub fn with_secrets(mut self, secrets: Vec<(String, Vec<u8>)>) -> Self {
+        self.secrets = secrets;
+        self
     }
 
     /// The image that `name` means under `policy`.
     pub fn image(&mut self, name: &str, policy: PullPolicy) -> anyhow::Result<Image> {
         let reference = Reference::parse(name)?;
-        pull_one(self.store, &reference, policy, &self.progress)
+        let credentials = if self.secrets.is_empty() {
+            CredentialSource::DockerConfig
+        } else {
+            CredentialSource::Texts(self.secrets.clone())
+        };
+        pull_one(self.store, &reference, policy, credentials, &self.progress)
     }
 }
 
@@ -45,9 +60,11 @@ fn pull_one(
     store: &Store,
     reference: &Reference,
     policy: PullPolicy,
+    credentials: CredentialSource,
     progress: &Shown,
 ) -> anyhow::Result<Image> {
     let options = PullOptions {
+        credentials,
         policy: match policy {
             PullPolicy::Always => images::PullPolicy::Always,
             PullPolicy::IfNotPresent => images::PullPolicy::IfNotPresent,
@@ -110,7 +127,13 @@ pub fn pull(roots: &Roots, arguments: &PullArguments) -> anyhow::Result<u8> {
     let progress = Shown::new(arguments.quiet);
     for name in &arguments.images {
         let reference = Reference::parse(name)?;
-        let image = pull_one(&store, &reference, PullPolicy::Always, &progress)?;
+        let image = pull_one(
+            &store,
+            &reference,
+            PullPolicy::Always,
+            CredentialSource::DockerConfig,
+            &progress,
+        )?;
         writeln!(io::stdout(), "{} {}", image.name, image.digest)?;
     }
     Ok(0)

@@ -160,7 +160,7 @@ fn signal_containers(pod: &FoundPod, container: Option<&str>, number: u32) -> an
         .as_ref()
         .with_context(|| format!("pod {:?} has no status yet", pod.reservation.name))?;
     let running: Vec<String> = status
-        .all_containers()
+        .every_container()
         .filter(|c| c.state == ContainerState::Running)
         .filter(|c| container.is_none_or(|wanted| c.name == wanted))
         .map(|c| format!("{}.{}", c.name, c.attempt))

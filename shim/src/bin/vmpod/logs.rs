@@ -18,9 +18,7 @@ pub fn logs(roots: &Roots, arguments: &LogsArguments) -> anyhow::Result<u8> {
     let pod = registry::find(roots, &arguments.pod)?;
     let record: PodRecord = durable::read_json(&pod.paths.config())?;
     let all: Vec<String> = record
-        .init_containers
-        .iter()
-        .chain(&record.containers)
+        .every_container()
         .map(|container| container.name.clone())
         .collect();
     let wanted = arguments

@@ -6,6 +6,7 @@
 mod attach;
 mod cli;
 mod copy;
+mod debug;
 mod events;
 mod exec;
 mod follow;
@@ -23,6 +24,7 @@ mod signals;
 mod stats;
 mod table;
 mod terminal;
+mod update;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -104,7 +106,10 @@ fn dispatch(command: Command, roots: Roots) -> anyhow::Result<u8> {
         _ => {}
     }
     roots.create()?;
-    if matches!(command, Command::Run(_) | Command::Pull(_)) {
+    if matches!(
+        command,
+        Command::Run(_) | Command::Pull(_) | Command::Debug(_)
+    ) {
         look_up_by_files_and_dns();
     }
     match command {
@@ -115,9 +120,11 @@ fn dispatch(command: Command, roots: Roots) -> anyhow::Result<u8> {
         Command::Logs(arguments) => logs::logs(&roots, &arguments),
         Command::Events(arguments) => events::events(&roots, &arguments),
         Command::Exec(arguments) => exec::exec(&roots, &arguments),
+        Command::Debug(arguments) => debug::debug(&roots, &arguments),
         Command::Attach(arguments) => attach::attach(&roots, &arguments),
         Command::Stop(arguments) => lifecycle::stop(&roots, &arguments),
         Command::Kill(arguments) => lifecycle::kill(&roots, &arguments),
+        Command::Update(arguments) => update::update(&roots, &arguments),
         Command::Rm(arguments) => lifecycle::rm(&roots, &arguments),
         Command::Wait(arguments) => lifecycle::wait(&roots, &arguments),
         Command::Cp(arguments) => copy::cp(&roots, &arguments),

@@ -1,7 +1,7 @@
 //! `vmpod run`: a manifest becomes a pod; in the foreground its output is shown and its result returned.
 
 use std::io::{self, IsTerminal, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -10,9 +10,9 @@ use vmpod_shim::host::capacity::Capacity;
 use vmpod_shim::images::Store;
 use vmpod_shim::manifest::plan::{PodPlan, PullPolicy};
 use vmpod_shim::manifest::source::MANIFEST_BYTES;
-use vmpod_shim::manifest::{self, HostFacts, Objects, plan};
+use vmpod_shim::manifest::{self, HostFacts, Objects, Problem, Problems, plan};
 use vmpod_shim::pod::durable;
-use vmpod_shim::pod::prepare::{PrepareOptions, prepare};
+use vmpod_shim::pod::prepare::{PrepareError, PrepareOptions, prepare};
 use vmpod_shim::pod::process::ProcessIdentity;
 use vmpod_shim::pod::record::PodRecord;
 use vmpod_shim::pod::registry;
@@ -24,7 +24,7 @@ use crate::cli::{Pull, RunArguments};
 use crate::follow::{Follower, Style, Wakeup};
 use crate::images::Fetcher;
 use crate::signals::Signals;
-use crate::{lifecycle, table};
+use crate::{lifecycle, serve, table};
 
 /// How long the supervisor may take from its start to a pod in the agent's hands; its own bounds are tighter and say
 /// more.
@@ -35,7 +35,7 @@ const END_LIMIT: Duration = Duration::from_secs(20);
 
 /// Runs a pod.
 pub fn run(roots: &Roots, arguments: &RunArguments) -> anyhow::Result<u8> {
-    let plan = read_plan(arguments)?;
+    let (plan, source) = read_plan(arguments)?;
     if arguments.dry_run {
         table::json(&plan)?;
         return Ok(0);
@@ -48,7 +48,8 @@ pub fn run(roots: &Roots, arguments: &RunArguments) -> anyhow::Result<u8> {
     let store = Store::open(&roots.state)?;
     // Held until the pod is on record as a user of its images.
     let lease = store.lease()?;
-    let mut fetcher = Fetcher::new(&store, arguments.quiet)?;
+    let mut fetcher =
+        Fetcher::new(&store, arguments.quiet)?.with_secrets(plan.pull_secrets.clone());
     let mut image = |reference: &str, policy: PullPolicy| {
         let policy = match arguments.pull {
             Some(Pull::Always) => PullPolicy::Always,
@@ -72,8 +73,14 @@ pub fn run(roots: &Roots, arguments: &RunArguments) -> anyhow::Result<u8> {
         jail: !arguments.no_jail,
         template: !arguments.no_template,
         extra_cmdline: arguments.kernel_arguments.clone(),
+        source,
+        resources: lasting(&arguments.resources)?,
     };
-    let (reserved, record) = prepare(roots, &plan, &options, &mut image)?;
+    let prepared = prepare(roots, &plan, &options, &mut image);
+    if let (Err(error), Some(path)) = (&prepared, &arguments.failure) {
+        tell_failure(error, path)?;
+    }
+    let (reserved, record) = prepared?;
     drop(lease);
     let supervisor = match supervisor::spawn(&options.bundle.supervisor, roots, &reserved) {
         Ok(supervisor) => supervisor,
@@ -90,6 +97,24 @@ pub fn run(roots: &Roots, arguments: &RunArguments) -> anyhow::Result<u8> {
     } else {
         foreground(supervisor, &record, &paths)
     }
+}
+
+/// Tells `vmpod serve` which image could not be had.
+fn tell_failure(error: &PrepareError, path: &Path) -> anyhow::Result<()> {
+    if let PrepareError::Image {
+        container,
+        image,
+        message,
+    } = error
+    {
+        let failure = serve::ImageFailure {
+            container: container.clone(),
+            image: image.clone(),
+            message: message.clone(),
+        };
+        durable::write_json(path, &failure)?;
+    }
+    Ok(())
 }
 
 fn detached(mut supervisor: Supervisor, record: &PodRecord) -> anyhow::Result<u8> {
@@ -258,22 +283,42 @@ fn report_failures(status: &PodStatus) -> io::Result<()> {
     Ok(())
 }
 
-/// The plan of the one pod in the manifest, with the objects it refers to from the manifest and from `--resource`.
-fn read_plan(arguments: &RunArguments) -> anyhow::Result<PodPlan> {
+/// The files that can be read again later, by names that hold in every directory.
+fn lasting(resources: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+    resources
+        .iter()
+        .filter(|path| *path != Path::new("-"))
+        .map(|path| {
+            std::path::absolute(path).with_context(|| format!("cannot name {}", path.display()))
+        })
+        .collect()
+}
+
+/// The plan of the one pod in the manifest, with the objects it refers to from the manifest and from `--resource`, and the
+/// manifest's text.
+fn read_plan(arguments: &RunArguments) -> anyhow::Result<(PodPlan, String)> {
     let path = arguments
         .file
         .as_ref()
         .or(arguments.manifest.as_ref())
         .context("no manifest was given")?;
-    let (text, file) = read_text(path)?;
-    let mut objects: Objects = manifest::objects(&text, &file)?;
+    let (mut source, file) = read_text(path)?;
+    let (mut objects, problems) = manifest::partly(&source);
     for path in &arguments.resources {
         let (text, file) = read_text(path)?;
+        if path == Path::new("-") {
+            // It cannot be read again.
+            source.push_str("\n---\n");
+            source.push_str(&text);
+        }
         let further = manifest::objects(&text, &file)?;
         if !further.pods.is_empty() {
             bail!("{file}: --resource takes ConfigMaps and Secrets, and this file holds a Pod");
         }
         objects.absorb(further);
+    }
+    if !problems.is_empty() {
+        return Err(all_problems(&objects, problems, &file).into());
     }
     let pods = std::mem::take(&mut objects.pods);
     let (mut pod, document) = match <[_; 1]>::try_from(pods) {
@@ -299,14 +344,35 @@ fn read_plan(arguments: &RunArguments) -> anyhow::Result<PodPlan> {
             .get_or_insert_default()
             .insert(key.to_owned(), value.to_owned());
     }
-    let host = HostFacts {
+    Ok((
+        plan(&pod, &document, &objects, &host_facts(), &file)?,
+        source,
+    ))
+}
+
+/// What is wrong with a manifest whose form is wrong: that, and what can be said of the rest of its pods all the same.
+fn all_problems(objects: &Objects, problems: Vec<Problem>, file: &str) -> Problems {
+    let mut all = Problems {
+        file: file.to_owned(),
+        problems,
+    };
+    for (pod, document) in &objects.pods {
+        if let Err(further) = plan(pod, document, objects, &host_facts(), file) {
+            all.add_further(further.problems);
+        }
+    }
+    all
+}
+
+/// What plans take from this host.
+pub fn host_facts() -> HostFacts {
+    HostFacts {
         cpus: Capacity::of_host().cpu_millis / 1000,
         node_name: nix::sys::utsname::uname()
             .map(|names| names.nodename().to_string_lossy().into_owned())
             .unwrap_or_default(),
         uid: fresh_uid(),
-    };
-    Ok(plan(&pod, &document, &objects, &host, &file)?)
+    }
 }
 
 fn read_text(path: &Path) -> anyhow::Result<(String, String)> {

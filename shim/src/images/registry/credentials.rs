@@ -38,6 +38,9 @@ pub enum CredentialSource {
         /// Password or access token.
         password: String,
     },
+    /// Texts of that form with the names of where they are from, the first that knows the host; then [`Self::DockerConfig`].
+    /// No helper that they name is run.
+    Texts(Vec<(String, Vec<u8>)>),
     /// No credentials.
     Anonymous,
 }
@@ -51,6 +54,10 @@ impl fmt::Debug for CredentialSource {
                 .debug_struct("Basic")
                 .field("user", user)
                 .finish_non_exhaustive(),
+            Self::Texts(texts) => {
+                let names = texts.iter().map(|(name, _)| name).collect::<Vec<_>>();
+                f.debug_tuple("Texts").field(&names).finish()
+            }
             Self::Anonymous => f.write_str("Anonymous"),
         }
     }
@@ -134,6 +141,15 @@ impl CredentialSource {
                 return Ok(RegistryAuth::Basic(user.clone(), password.clone()));
             }
             Self::File(path) => path.clone(),
+            Self::Texts(texts) => {
+                for (name, text) in texts {
+                    let auth = from_text(name, text, host)?;
+                    if auth != RegistryAuth::Anonymous {
+                        return Ok(auth);
+                    }
+                }
+                return Box::pin(Self::DockerConfig.for_host(host)).await;
+            }
             Self::DockerConfig => match default_path() {
                 Some(path) if path.is_file() => path,
                 _ => return Ok(RegistryAuth::Anonymous),
@@ -158,14 +174,28 @@ impl CredentialSource {
         {
             return Ok(found);
         }
-        let entry = config
-            .auths
-            .iter()
-            .find(|(key, _)| servers.iter().any(|server| same_server(key, server)));
-        entry.map_or(Ok(RegistryAuth::Anonymous), |(server, entry)| {
-            from_entry(entry, server, &path)
-        })
+        from_auths(&config, &servers, &path)
     }
+}
+
+fn from_auths(
+    config: &DockerConfig,
+    servers: &[String],
+    path: &Path,
+) -> Result<RegistryAuth, CredentialError> {
+    let entry = config
+        .auths
+        .iter()
+        .find(|(key, _)| servers.iter().any(|server| same_server(key, server)));
+    entry.map_or(Ok(RegistryAuth::Anonymous), |(server, entry)| {
+        from_entry(entry, server, path)
+    })
+}
+
+/// What a text, which is from `name`, says of a host.
+fn from_text(name: &str, text: &[u8], host: &str) -> Result<RegistryAuth, CredentialError> {
+    let path = Path::new(name);
+    from_auths(&parse(text, path)?, &servers(host), path)
 }
 
 fn default_path() -> Option<PathBuf> {
@@ -222,9 +252,12 @@ fn read(path: &Path) -> Result<DockerConfig, CredentialError> {
             reason: format!("the file has {size} bytes"),
         });
     }
-    let text = std::fs::read(path).map_err(failed)?;
+    parse(&std::fs::read(path).map_err(failed)?, path)
+}
+
+fn parse(text: &[u8], path: &Path) -> Result<DockerConfig, CredentialError> {
     // Of the parser's message only the place is told: the text around it may be a secret.
-    serde_json::from_slice(&text).map_err(|error| CredentialError::Form {
+    serde_json::from_slice(text).map_err(|error| CredentialError::Form {
         path: path.to_path_buf(),
         reason: format!(
             "not valid JSON of its kind at line {}, column {}",

@@ -71,11 +71,19 @@ pub(super) fn container(
 }
 
 fn ports(c: &Container, path: &str, seen: &mut Seen, collector: &mut Collector<'_>) {
+    let mut port_names = BTreeSet::new();
     for (i, port) in c.ports.iter().flatten().enumerate() {
         let field = format!("{path}.ports[{i}]");
         let range = "must be between 1 and 65535, inclusive";
         if !(1..=65535).contains(&port.container_port) {
             collector.invalid(format!("{field}.containerPort"), port.container_port, range);
+        }
+        if let Some(name) = port.name.as_deref().filter(|name| !name.is_empty()) {
+            if let Err(why) = names::service_name(name) {
+                collector.invalid(format!("{field}.name"), name, why);
+            } else if !port_names.insert(name) {
+                collector.duplicate(format!("{field}.name"), name);
+            }
         }
         let protocol = port.protocol.as_deref().unwrap_or("TCP");
         collector.one_of(
@@ -196,6 +204,23 @@ fn mounts(c: &Container, path: &str, volumes: &BTreeSet<String>, collector: &mut
                 "",
                 "subPathExpr and subPath are mutually exclusive",
             );
+        }
+        if let Some(recursive) = &mount.recursive_read_only {
+            let field = format!("{field}.recursiveReadOnly");
+            collector.one_of(&field, recursive, &["Disabled", "Enabled", "IfPossible"]);
+            if recursive != "Disabled" && mount.read_only != Some(true) {
+                collector.add(
+                    &field,
+                    "Forbidden: may only be specified when readOnly is true",
+                );
+            }
+            let none = mount.mount_propagation.as_deref().unwrap_or("None") == "None";
+            if recursive != "Disabled" && !none {
+                collector.add(
+                    &field,
+                    "Forbidden: may only be specified when mountPropagation is None or not specified",
+                );
+            }
         }
         if let Some(propagation) = &mount.mount_propagation {
             collector.one_of(

@@ -15,7 +15,7 @@ use crate::pod::journal::chain;
 use crate::pod::record::ContainerRecord;
 use crate::pod::roots::PodPaths;
 use crate::pod::status::{self, ContainerState, bounded};
-use crate::pod::tree::{SharedTree, remove_tree};
+use crate::pod::tree::{SharedTree, TreeError, remove_tree};
 
 /// Logs of earlier attempts that are kept for each container, beside the present one.
 const LOGS_KEPT: u32 = 2;
@@ -41,6 +41,11 @@ impl<'a> Containers<'a> {
     /// no authority on what exists.
     pub(super) async fn take(&mut self, pod: &mut Pod, agent: &Agent, event: &m::Event) {
         let kind = event.kind.enum_value_or(m::EventKind::UNKNOWN);
+        // What becomes of ephemeral containers is said by whoever makes them.
+        let mut added = pod.record.ephemeral.iter();
+        if added.any(|added| event.container == format!("{}.0", added.container.name)) {
+            return;
+        }
         log(pod, kind, event);
         let Some(record) = find(pod, &event.container).cloned() else {
             return;
@@ -75,6 +80,17 @@ impl<'a> Containers<'a> {
                 self.connect(pod, record, attempt);
             }
         }
+    }
+
+    /// The root file system and the files of a container that is added.
+    pub(super) fn add(&self, record: &ContainerRecord) -> Result<(), TreeError> {
+        self.tree.add_container(&record.name)?;
+        self.tree.mount_rootfs(record, 0)
+    }
+
+    /// Writes the output of a container's first attempt to its log.
+    pub(super) fn connect_first(&mut self, pod: &Pod, record: &ContainerRecord) {
+        self.connect(pod, record, 0);
     }
 
     pub(super) async fn drain(&mut self, limit: Duration) {
@@ -143,9 +159,7 @@ impl<'a> Containers<'a> {
 
 fn find<'p>(pod: &'p Pod, name: &str) -> Option<&'p ContainerRecord> {
     pod.record
-        .init_containers
-        .iter()
-        .chain(&pod.record.containers)
+        .every_container()
         .find(|container| container.name == name)
 }
 

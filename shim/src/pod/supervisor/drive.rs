@@ -9,7 +9,9 @@ use vmpod_agent_protocol::messages as m;
 use vmpod_vmm_api::SenderConfig;
 
 use super::containers::Containers;
+use super::ephemeral::Ephemeral;
 use super::handover::{Report, Reporter};
+use super::resources::Resources;
 use super::setup::Prepared;
 use super::{Pod, StartError, disks, requests};
 use crate::network::PodNetwork;
@@ -62,6 +64,7 @@ pub(super) async fn run(
     };
     let mut terminate = signal(SignalKind::terminate()).map_err(system)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system)?;
+    let mut ephemeral = Ephemeral::new().map_err(system)?;
     let started = tokio::select! {
         started = start(pod, &mut prepared) => started,
         _ = terminate.recv() => Err(stopped_while_starting()),
@@ -89,6 +92,7 @@ pub(super) async fn run(
         &agent,
         &mut terminate,
         &mut interrupt,
+        &mut ephemeral,
     )
     .await;
     match &end {
@@ -104,6 +108,7 @@ pub(super) async fn run(
             pod.status.fail(reason, message, clock::now_ns());
         }
     }
+    pod.status.end_ephemeral(clock::now_ns());
     pod.event(
         "PodFinished",
         "",
@@ -190,9 +195,11 @@ async fn watch(
     agent: &Agent,
     terminate: &mut Signal,
     interrupt: &mut Signal,
+    ephemeral: &mut Ephemeral,
 ) -> End {
     let (sender, mut batches) = mpsc::channel(1);
     let poll = tokio::spawn(poll_events(agent.clone(), sender));
+    let mut resources = Resources::new(pod);
     let mut usage = interval(USAGE_INTERVAL);
     usage.set_missed_tick_behavior(MissedTickBehavior::Delay);
     usage.tick().await;
@@ -236,6 +243,8 @@ async fn watch(
                     "the pod did not end in its grace period; its machine was killed".to_owned(),
                 );
             }
+            news = ephemeral.next() => ephemeral.take(pod, containers, agent, news),
+            () = resources.wait() => resources.look(pod).await,
             _ = usage.tick() => {
                 if evicted.is_none() && let Some(message) = over_limit(pod) {
                     pod.event("PodEvicted", "", &message);

@@ -9,8 +9,10 @@
 mod containers;
 mod disks;
 mod drive;
+mod ephemeral;
 mod handover;
 mod requests;
+mod resources;
 mod setup;
 mod stdio;
 

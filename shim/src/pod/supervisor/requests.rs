@@ -113,6 +113,7 @@ fn container(record: &ContainerRecord) -> m::PodContainer {
             terminal: record.tty,
             rows: 24,
             columns: 80,
+            keep_stdin: record.stdin && !record.stdin_once,
             ..Default::default()
         })
         .into(),

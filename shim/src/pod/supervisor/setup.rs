@@ -58,6 +58,7 @@ pub(super) fn setup(pod: &mut Pod, mut journal: Journal) -> Result<Prepared, Sta
         &HostsFile {
             address: address.map(Into::into),
             hostname: &record.hostname,
+            names: &record.host_names,
             aliases: &record.host_aliases,
         },
     )?;

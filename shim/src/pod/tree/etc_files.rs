@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use crate::manifest::plan::DnsPlan;
@@ -14,19 +14,10 @@ pub struct HostsFile<'a> {
     pub address: Option<IpAddr>,
     /// The pod's host name.
     pub hostname: &'a str,
+    /// Names of its address where there are more: the full one first.
+    pub names: &'a [String],
     /// `spec.hostAliases`.
     pub aliases: &'a [(String, Vec<String>)],
-}
-
-/// Alias of [`HostsFile::text`] for one-off use.
-#[must_use]
-pub fn hosts(address: Option<IpAddr>, hostname: &str, aliases: &[(String, Vec<String>)]) -> String {
-    HostsFile {
-        address,
-        hostname,
-        aliases,
-    }
-    .text()
 }
 
 impl HostsFile<'_> {
@@ -42,14 +33,15 @@ impl HostsFile<'_> {
              fe00::1\tip6-allnodes\n\
              fe00::2\tip6-allrouters\n",
         );
-        match self.address {
-            Some(address) => {
-                let _ = writeln!(text, "{address}\t{}", self.hostname);
-            }
-            None => {
-                let _ = writeln!(text, "127.0.1.1\t{}", self.hostname);
-            }
-        }
+        let address = self
+            .address
+            .unwrap_or(IpAddr::V4(Ipv4Addr::new(127, 0, 1, 1)));
+        let names = if self.names.is_empty() {
+            self.hostname.to_owned()
+        } else {
+            self.names.join("\t")
+        };
+        let _ = writeln!(text, "{address}\t{names}");
         if !self.aliases.is_empty() {
             text.push_str("\n# Entries added by HostAliases.\n");
             for (address, names) in self.aliases {
@@ -171,15 +163,17 @@ mod tests {
 
     #[test]
     fn hosts_with_aliases_is_as_the_kubelet_writes_it() {
-        let text = hosts(
-            Some("10.88.0.2".parse().unwrap()),
-            "web",
-            &[("1.2.3.4".into(), vec!["foo".into(), "bar".into()])],
-        );
+        let text = HostsFile {
+            address: Some("10.88.0.2".parse().unwrap()),
+            hostname: "web",
+            names: &["web.shop.default.svc.cluster.local".into(), "web".into()],
+            aliases: &[("1.2.3.4".into(), vec!["foo".into(), "bar".into()])],
+        }
+        .text();
         assert!(text.starts_with("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n"));
         assert!(
             text.ends_with(
-                "10.88.0.2\tweb\n\n# Entries added by HostAliases.\n1.2.3.4\tfoo\tbar\n"
+                "10.88.0.2\tweb.shop.default.svc.cluster.local\tweb\n\n# Entries added by HostAliases.\n1.2.3.4\tfoo\tbar\n"
             )
         );
     }

@@ -8,17 +8,19 @@
 
 mod detached_mount;
 mod etc_files;
+mod files;
 mod members;
 mod overlay;
 mod removal;
 mod snapshot_mount;
 mod volumes;
 
-pub use etc_files::{HostsFile, hosts, resolv_conf};
+pub use etc_files::{HostsFile, resolv_conf};
+pub use files::write_files;
 pub use members::{HostBind, RootSource, is_missing};
 pub use removal::remove_tree;
 pub use snapshot_mount::SnapshotMount;
-pub use volumes::{VolumeError, check_host_path, disk_usage, write_files};
+pub use volumes::{VolumeError, check_host_path, disk_usage};
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
@@ -123,10 +125,7 @@ impl SharedTree {
         }
         tree.fill_etc(hosts, &record.resolv_conf)?;
         for container in record.init_containers.iter().chain(&record.containers) {
-            let part = format!("containers/{}", container.name);
-            directory(&skeleton.join(&part), 0o755)?;
-            tree.bind_writable(&part)?;
-            tree.fresh_termination_log(&container.name)?;
+            tree.add_container(&container.name)?;
         }
         for volume in &record.volumes {
             volumes::mount(
@@ -158,6 +157,17 @@ impl SharedTree {
         )?;
         // Containers may change their /etc/hosts, as they may under Kubernetes.
         self.bind_writable("etc")
+    }
+
+    /// Makes the place of a container's own files.
+    ///
+    /// # Errors
+    /// When it cannot be made or mounted.
+    pub fn add_container(&self, name: &str) -> Result<(), TreeError> {
+        let part = format!("containers/{name}");
+        directory(&self.skeleton.join(&part), 0o755)?;
+        self.bind_writable(&part)?;
+        self.fresh_termination_log(name)
     }
 
     /// Skeleton and shared directory with nothing in them.

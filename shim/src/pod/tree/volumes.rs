@@ -1,7 +1,7 @@
 //! Volumes of the shared tree: paths of the host, directories of the pod, files with known content.
 
 use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
@@ -12,7 +12,7 @@ use rustix::mount::{
 };
 
 use super::overlay;
-use crate::manifest::plan::{FileContent, HostPathType};
+use crate::manifest::plan::HostPathType;
 use crate::pod::record::{VolumeRecord, VolumeSource};
 use crate::pod::roots::PodPaths;
 
@@ -74,7 +74,7 @@ pub enum VolumeError {
     },
 }
 
-fn failing<'a, E: Into<io::Error>>(
+pub(super) fn failing<'a, E: Into<io::Error>>(
     what: &'static str,
     path: &'a Path,
 ) -> impl Fn(E) -> VolumeError + 'a {
@@ -314,77 +314,6 @@ fn make_sub_path(volume: &Path, sub_path: &str) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Writes the files of a configMap or secret volume below `directory`, as the kubelet does: the content in a directory
-/// of its own, a `..data` link to it, and a link for each top-level name. An update can so change all files at once.
-///
-/// # Errors
-/// When a name could leave the volume or something cannot be written.
-pub fn write_files<'a>(
-    directory: &Path,
-    files: impl IntoIterator<Item = (&'a String, &'a FileContent)>,
-    fs_group: Option<u32>,
-) -> Result<(), VolumeError> {
-    const CONTENT: &str = "..content_0";
-    let content = directory.join(CONTENT);
-    let make = |path: &Path| {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(path)
-            .map_err(failing("make directory", path))
-    };
-    make(&content)?;
-    let mut top_level = Vec::new();
-    for (name, file) in files {
-        let relative = Path::new(name);
-        let plain = !name.is_empty()
-            && relative
-                .components()
-                .all(|part| matches!(part, Component::Normal(_)));
-        let Some(Component::Normal(first)) = relative.components().next().filter(|_| plain) else {
-            return Err(VolumeError::FileName { name: name.clone() });
-        };
-        if first.as_encoded_bytes().starts_with(b"..") {
-            return Err(VolumeError::FileName { name: name.clone() });
-        }
-        let first = first.to_owned();
-        if !top_level.contains(&first) {
-            top_level.push(first);
-        }
-        let path = content.join(relative);
-        if let Some(parent) = path.parent() {
-            make(parent)?;
-        }
-        let mut written = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failing("make file", &path))?;
-        written
-            .write_all(&file.bytes)
-            .map_err(failing("write", &path))?;
-        let mut mode = file.mode & 0o777;
-        if let Some(group) = fs_group {
-            std::os::unix::fs::fchown(&written, None, Some(group))
-                .map_err(failing("give to the fsGroup", &path))?;
-            // The group can read what the owner can.
-            mode |= (mode & 0o400) >> 3;
-        }
-        written
-            .set_permissions(fs::Permissions::from_mode(mode))
-            .map_err(failing("set the permissions of", &path))?;
-    }
-    let link = |target: &Path, name: &Path| {
-        std::os::unix::fs::symlink(target, name).map_err(failing("make link", name))
-    };
-    link(Path::new(CONTENT), &directory.join("..data"))?;
-    for name in top_level {
-        link(&Path::new("..data").join(&name), &directory.join(&name))?;
-    }
-    Ok(())
-}
-
 /// Bytes that the files below `directory` take on disk; links are not followed, other file systems not entered. Stops
 /// as soon as `enough` is passed.
 #[must_use]
@@ -453,40 +382,6 @@ mod tests {
         assert!(make_sub_path(&volume, "out/made").is_err());
         assert!(!dir.path().join("made").exists());
         assert!(make_sub_path(&volume, "../made").is_err());
-    }
-
-    #[test]
-    fn files_are_reached_through_the_data_link() {
-        let dir = tempfile::tempdir().unwrap();
-        let content = FileContent {
-            bytes: b"v".to_vec(),
-            mode: 0o440,
-        };
-        write_files(
-            dir.path(),
-            [
-                (&"key".to_owned(), &content),
-                (&"sub/key".to_owned(), &content),
-            ],
-            None,
-        )
-        .unwrap();
-        assert_eq!(fs::read(dir.path().join("key")).unwrap(), b"v");
-        assert_eq!(fs::read(dir.path().join("..data/sub/key")).unwrap(), b"v");
-        assert_eq!(
-            fs::read_link(dir.path().join("key")).unwrap(),
-            Path::new("..data/key")
-        );
-        for name in ["../x", "/x", "", "..data", "a/../b"] {
-            assert!(matches!(
-                write_files(
-                    &dir.path().join("other"),
-                    [(&name.to_owned(), &content)],
-                    None
-                ),
-                Err(VolumeError::FileName { .. })
-            ));
-        }
     }
 
     #[test]

@@ -75,7 +75,7 @@ fn answer(stream: &TcpStream, roots: &Roots, counters: &Counters) -> io::Result<
     let path = path.split('?').next().unwrap_or_default();
     let (status, kind, body) = match (method, path) {
         ("GET" | "HEAD", "/healthz") => healthz(counters),
-        ("GET" | "HEAD", "/pods") => pods(roots),
+        ("GET" | "HEAD", "/pods") => pods(roots, counters),
         ("GET" | "HEAD", "/metrics") => (
             "200 OK",
             "text/plain; version=0.0.4; charset=utf-8",
@@ -118,10 +118,11 @@ fn healthz(counters: &Counters) -> (&'static str, &'static str, String) {
     }
 }
 
-fn pods(roots: &Roots) -> (&'static str, &'static str, String) {
+fn pods(roots: &Roots, counters: &Counters) -> (&'static str, &'static str, String) {
     match registry::list(roots) {
         Ok(pods) => {
-            let items: Vec<_> = pods.iter().map(pod_object).collect();
+            let mut items: Vec<_> = pods.iter().map(pod_object).collect();
+            items.extend(counters.pending().objects());
             let list = json!({
                 "kind": "PodList",
                 "apiVersion": "v1",

@@ -8,18 +8,20 @@ mod decide;
 mod folder;
 mod http;
 mod metrics;
+mod pending;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use vmpod_shim::pod::clock;
+use vmpod_shim::pod::durable;
 use vmpod_shim::pod::journal::chain;
 use vmpod_shim::pod::registry::{self, FoundPod};
 use vmpod_shim::pod::roots::Roots;
@@ -29,6 +31,8 @@ use crate::cli::ServeArguments;
 use crate::follow::Wakeup;
 use crate::lifecycle;
 use decide::{Actual, Decision};
+pub use pending::ImageFailure;
+use pending::Pending;
 
 /// Annotation with the hash of the file that a pod was made from (kubelet: the same).
 const HASH: &str = "kubernetes.io/config.hash";
@@ -51,6 +55,8 @@ struct Counters {
     started: AtomicU64,
     start_errors: AtomicU64,
     desired: AtomicU64,
+    /// Pods whose images cannot be had, for `/pods`; shared by the two threads, held for moments.
+    pending: Mutex<Pending>,
 }
 
 /// `vmpod serve`
@@ -77,6 +83,17 @@ pub fn serve(roots: &Roots, arguments: &ServeArguments) -> anyhow::Result<u8> {
         let looked = Instant::now();
         while looked.elapsed() < LOOK && !wakeup.wait(&[]) {}
     }
+}
+
+impl Counters {
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where `vmpod run` says which image it could not have, beside its other words.
+fn failure_of(log: &Path) -> PathBuf {
+    log.with_extension("failure.json")
 }
 
 struct Server {
@@ -152,6 +169,7 @@ impl Server {
                 }
             }
         }
+        self.pending().retain(&desired.pods);
         let now = u64::try_from(clock::now_ns()).unwrap_or(0);
         self.counters.looked_at_ns.store(now, Ordering::Relaxed);
     }
@@ -184,6 +202,7 @@ impl Server {
         let outcome = self.spawn(file, hash);
         match outcome {
             Ok((child, log)) => {
+                self.pending().trying(file);
                 self.say(file, "its pod is started");
                 self.starting.insert(file.to_owned(), (child, log));
             }
@@ -199,6 +218,13 @@ impl Server {
         std::fs::create_dir_all(&directory).context("making a folder for its words")?;
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         let log = directory.join(format!("{name}.err"));
+        let failure = failure_of(&log);
+        match std::fs::remove_file(&failure) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).context("removing what was said of its image before");
+            }
+            _ => {}
+        }
         let words = File::create(&log).context("making a file for its words")?;
         let mut command = Command::new(std::env::current_exe().context("finding vmpod itself")?);
         command
@@ -214,6 +240,7 @@ impl Server {
         ] {
             command.arg("--annotation").arg(format!("{key}={value}"));
         }
+        command.arg("--failure").arg(&failure);
         for resource in &self.arguments.resources {
             command.arg("--resource").arg(resource);
         }
@@ -233,11 +260,16 @@ impl Server {
         for (file, (child, log)) in &mut self.starting {
             if let Ok(Some(status)) = child.try_wait() {
                 let words = std::fs::read_to_string(log.as_path()).unwrap_or_default();
-                ended.push((file.clone(), status.success(), words));
+                let failure: Option<ImageFailure> = durable::read_json(&failure_of(log)).ok();
+                ended.push((file.clone(), status.success(), words, failure));
             }
         }
-        for (file, success, words) in ended {
+        for (file, success, words, failure) in ended {
             self.starting.remove(&file);
+            match failure.filter(|_| !success) {
+                Some(failure) => self.pending().failed(&file, failure),
+                None => self.pending().forget(&file),
+            }
             if success {
                 self.counters.started.fetch_add(1, Ordering::Relaxed);
                 self.say(&file, "its pod runs");
@@ -247,6 +279,10 @@ impl Server {
                 self.say(&file, &format!("its pod was not started: {}", words.trim()));
             }
         }
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.counters.pending()
     }
 
     fn failed(&mut self, file: &Path) {
