@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use serde_json::json;
+use serde_json::{Value, json};
 use vmpod_shim::pod::clock;
 use vmpod_shim::pod::object::pod_object;
 use vmpod_shim::pod::registry;
@@ -118,11 +118,20 @@ fn healthz(counters: &Counters) -> (&'static str, &'static str, String) {
     }
 }
 
+fn same_pod(one: &Value, other: &Value) -> bool {
+    ["namespace", "name"]
+        .iter()
+        .all(|field| one["metadata"][field] == other["metadata"][field])
+}
+
 fn pods(roots: &Roots, counters: &Counters) -> (&'static str, &'static str, String) {
     match registry::list(roots) {
         Ok(pods) => {
             let mut items: Vec<_> = pods.iter().map(pod_object).collect();
-            items.extend(counters.pending().objects());
+            // One whose start has got as far as a pod is that pod, though the start may not be through.
+            let mut waiting = counters.pending().objects();
+            waiting.retain(|pod| items.iter().all(|there| !same_pod(there, pod)));
+            items.extend(waiting);
             let list = json!({
                 "kind": "PodList",
                 "apiVersion": "v1",
