@@ -6,12 +6,15 @@
 //! container's control group. Source: bpf(2), the kernel's Documentation/admin-guide/cgroup-v2.rst ("Device
 //! controller"), include/uapi/linux/bpf.h.
 
+use std::fs::File;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
+
+use crate::boot::HIERARCHY;
 
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_ATTACH: libc::c_int = 8;
@@ -269,6 +272,20 @@ fn load(code: &[Instruction]) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Has `program` decide, with those of the groups above and below, about the devices of the control group behind `group`.
+fn attach_to(group: impl AsFd, program: &OwnedFd) -> io::Result<()> {
+    bpf(
+        BPF_PROG_ATTACH,
+        &AttachAttributes {
+            target: group.as_fd().as_raw_fd().unsigned_abs(),
+            program: program.as_raw_fd().unsigned_abs(),
+            kind: BPF_CGROUP_DEVICE,
+            flags: BPF_F_ALLOW_MULTI,
+        },
+    )?;
+    Ok(())
+}
+
 /// The programs that were loaded so far, with their code.
 #[derive(Debug, Default)]
 pub struct DeviceFilters {
@@ -279,17 +296,19 @@ pub struct DeviceFilters {
 impl DeviceFilters {
     /// Loads the program of containers without device rules of their own ahead, so that a machine that is saved as a
     /// template has it. It stays loaded for good, and with it the area of 2 MiB that the kernel sets up for the first
-    /// compiled program.
+    /// compiled program. A program that allows everything is attached at the top of the control groups: with the first
+    /// one that is attached anywhere the kernel rewrites its code, which machines of a template otherwise have in common.
     ///
     /// # Errors
     /// The kernel refuses programs.
     pub fn prepare(&self) -> io::Result<()> {
         let mut deny_all = LinuxDeviceCgroup::default();
         deny_all.set_allow(false);
-        match program(&[deny_all]) {
-            Some(code) => self.with_program(code, |_| Ok(())),
-            None => Ok(()),
+        if let Some(code) = program(&[deny_all]) {
+            self.with_program(code, |_| Ok(()))?;
         }
+        let all = [instruction(SET, 0, 0, 0, 1), instruction(EXIT, 0, 0, 0, 0)];
+        attach_to(File::open(HIERARCHY)?, &load(&all)?)
     }
 
     /// Attaches the rules to the control group behind `group`, for good.
@@ -297,18 +316,7 @@ impl DeviceFilters {
         let Some(code) = program(given) else {
             return Ok(());
         };
-        self.with_program(code, |program| {
-            bpf(
-                BPF_PROG_ATTACH,
-                &AttachAttributes {
-                    target: group.as_fd().as_raw_fd().unsigned_abs(),
-                    program: program.as_raw_fd().unsigned_abs(),
-                    kind: BPF_CGROUP_DEVICE,
-                    flags: BPF_F_ALLOW_MULTI,
-                },
-            )?;
-            Ok(())
-        })
+        self.with_program(code, |program| attach_to(group, program))
     }
 
     fn with_program(
