@@ -73,6 +73,9 @@ fn template(arguments: &str) -> PathBuf {
 fn pods_of_one_template_are_pods_of_their_own() {
     let arguments = arguments("own");
     let directory = template(&arguments);
+    // What the first pod's machine wrote to is told those that follow.
+    let touched = fs::metadata(directory.join("touched")).expect("the template's pages are known");
+    assert!(touched.len() > 100, "{touched:?}");
     let pods = [sleeper(), sleeper()];
     for pod in &pods {
         start(pod, &arguments);

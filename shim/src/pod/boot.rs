@@ -20,6 +20,7 @@ use super::clock;
 use super::console::console_tail;
 use super::hybrid_vsock;
 use super::journal::{Entry, Journal, JournalError, chain};
+use super::lesson::Lesson;
 use super::process::ProcessIdentity;
 use super::record::MachineRecord;
 use super::roots::{PodPaths, Roots};
@@ -155,6 +156,8 @@ pub struct Booted {
     pub how: String,
     /// How long it took.
     pub took: Duration,
+    /// What the machine could teach, if its template's machines are not known yet.
+    pub lesson: Option<Lesson>,
 }
 
 /// A machine whose agent has answered.
@@ -185,7 +188,7 @@ impl Boot<'_> {
         };
         let (vmm, agent, answer, how) = match restored {
             Some(up) => up,
-            None => self.cold(config, shape, witness).await?,
+            None => self.cold(config, shape.clone(), witness).await?,
         };
         Ok(Booted {
             vmm,
@@ -193,6 +196,7 @@ impl Boot<'_> {
             answer,
             how,
             took: started.elapsed(),
+            lesson: Lesson::due(self.roots, shape),
         })
     }
 

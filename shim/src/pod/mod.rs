@@ -11,6 +11,7 @@ pub mod events;
 pub mod guest_paths;
 pub mod hybrid_vsock;
 pub mod journal;
+pub mod lesson;
 pub mod logs;
 pub mod object;
 pub mod prepare;

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! <run>/templates/<build>-<shape>/{state,memory}   a template; written by the VMM, appears by a rename
+//! <run>/templates/<build>-<shape>/touched          which pages machines of it write to, told by the first that was asked
 //! <run>/pods/<id>/template/                        one that is being written; goes with its pod
 //! ```
 //!
@@ -18,8 +19,9 @@ use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 use vmpod_agent_protocol::PROTOCOL_VERSION;
-use vmpod_vmm_api::MachineConfig;
+use vmpod_vmm_api::{MachineConfig, TOUCHED_FILE, TouchedPages};
 
+use super::durable::{self, DurableError};
 use super::roots::{PodPaths, Roots};
 use super::tree::remove_tree;
 use crate::host::bundle::Bundle;
@@ -230,6 +232,25 @@ impl Templates {
         }
     }
 
+    /// Whether the template of a shape is there and nobody has learned yet which pages its machines write to.
+    #[must_use]
+    pub fn is_to_learn(&self, shape: &Shape) -> bool {
+        let directory = self.path(shape);
+        directory.exists() && !directory.join(TOUCHED_FILE).exists()
+    }
+
+    /// Keeps which pages machines of a template write to, for those that come. A template that is gone is made no more.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn learn(&self, shape: &Shape, pages: &TouchedPages) -> Result<(), DurableError> {
+        let directory = self.path(shape);
+        if !directory.exists() {
+            return Ok(());
+        }
+        durable::write_bytes(&directory.join(TOUCHED_FILE), &pages.to_bytes(), 0o600)
+    }
+
     /// Takes the template of a shape away: it is of no use.
     pub fn discard(&self, shape: &Shape) {
         // Whoever comes next makes another one; what cannot be removed is found by `vmpod gc`.
@@ -378,6 +399,27 @@ mod tests {
         }
         templates.discard(&shape);
         assert_eq!(templates.find(&shape), None);
+    }
+
+    #[test]
+    fn touched_pages_are_learned_once_and_go_with_the_template() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path());
+        let shape = shape(dir.path(), &config);
+        let (templates, roots) = templates(dir.path());
+        let mut pages = TouchedPages::default();
+        pages.push(7);
+        templates.learn(&shape, &pages).unwrap();
+        assert!(!templates.is_to_learn(&shape));
+        assert_eq!(templates.find(&shape), None);
+        made(&templates, &roots, &config, &shape);
+        assert!(templates.is_to_learn(&shape));
+        templates.learn(&shape, &pages).unwrap();
+        assert!(!templates.is_to_learn(&shape));
+        let kept = fs::read(templates.find(&shape).unwrap().join(TOUCHED_FILE)).unwrap();
+        assert_eq!(TouchedPages::from_bytes(&kept), Some(pages));
+        templates.discard(&shape);
+        assert!(!templates.is_to_learn(&shape));
     }
 
     #[test]

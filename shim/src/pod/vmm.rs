@@ -19,7 +19,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use vmpod_vmm_api::{
-    Attached, Event, ExitReason, LINE_BYTES, MachineConfig, Message, Reply, Request,
+    Attached, Event, ExitReason, LINE_BYTES, MachineConfig, Message, Reply, Request, TouchedPages,
 };
 
 use super::process::{Inherited, ProcessIdentity};
@@ -244,6 +244,21 @@ impl Vmm {
                 message: "it answered something else".to_owned(),
             }),
         }
+    }
+
+    /// Which pages of its template the machine has written to; nothing that it says is relied upon. Once.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub async fn touched(&mut self) -> Result<TouchedPages, VmmError> {
+        let told = match self.ask("touched", &Request::Touched, None).await? {
+            Reply::Touched { pages } => pages.checked(),
+            _ => None,
+        };
+        told.ok_or_else(|| VmmError::Refused {
+            request: "touched",
+            message: "it answered with something that is no list of pages".to_owned(),
+        })
     }
 
     /// Ends the machine.

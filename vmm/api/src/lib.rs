@@ -10,6 +10,7 @@
 mod config;
 mod exit;
 mod message;
+mod touched;
 
 pub use config::{
     BlockConfig, BlockSource, ConfigError, JailConfig, KernelConfig, MachineConfig, NetConfig,
@@ -19,6 +20,7 @@ pub use exit::ExitReason;
 pub use message::{
     Attached, DeviceMetrics, Event, MachineInfo, MachineState, Message, Metrics, Reply, Request,
 };
+pub use touched::{TOUCHED_BYTES, TOUCHED_FILE, TouchedPages};
 
 /// Upper bound of a control line in bytes, newline included.
 pub const LINE_BYTES: usize = 256 * 1024;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ExitReason, MachineConfig};
+use crate::{ExitReason, MachineConfig, TouchedPages};
 
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +27,9 @@ pub enum Request {
         /// Whether the guest may only read.
         read_only: bool,
     },
+    /// Which pages of its snapshot the machine has written to since it was saved, or went on from it. Once per machine, and
+    /// only when there is no such knowledge beside the snapshot yet.
+    Touched,
     /// End the machine and the process.
     Stop,
     /// What this machine is and how it is.
@@ -57,6 +60,11 @@ pub enum Reply {
     Metrics(Metrics),
     /// Answer to [`Request::AttachBlock`].
     Attached(Attached),
+    /// Answer to [`Request::Touched`].
+    Touched {
+        /// The pages.
+        pages: TouchedPages,
+    },
     /// Not done.
     Error {
         /// What was tried, on what, why it failed.

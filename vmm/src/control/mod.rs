@@ -317,6 +317,10 @@ impl Control {
                 Ok(()) => Reply::Done,
                 Err(e) => Reply::Error { message: chain(&e) },
             },
+            Request::Touched => match machine.touched() {
+                Ok(pages) => Reply::Touched { pages },
+                Err(e) => Reply::Error { message: chain(&e) },
+            },
             Request::Info => Reply::Info(machine.info()),
             Request::Metrics => match machine.metrics() {
                 Ok(metrics) => Reply::Metrics(metrics),

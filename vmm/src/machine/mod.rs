@@ -32,6 +32,7 @@ use crate::kvm::vcpu_thread::{Shared, VcpuThread, install_kick_handler};
 use crate::kvm::{KvmError, Vm};
 use crate::layout;
 use crate::memory::{self, MemoryError};
+use crate::snapshot::memory_image::Original;
 use crate::snapshot::{RestoreError, Shape, Source, Target, WriteError};
 use crate::virtio::balloon::BalloonControl;
 use crate::virtio::mmio::{MmioBus, MmioTransport, NOTIFY_OFFSET, StateMismatch, TransportError};
@@ -94,6 +95,8 @@ pub struct BuiltMachine {
     windows: Arc<MmioBus>,
     balloon: Option<BalloonControl>,
     beginning: Beginning,
+    /// What the machine goes on from, if its changes are of interest.
+    original: Option<Original>,
     /// Where a snapshot may be written to.
     target: Option<Target>,
     /// Entered, and still to be closed.
@@ -121,6 +124,8 @@ pub struct Machine {
     memory: GuestMemory,
     /// Present until the one snapshot was taken.
     saving: Option<Saving>,
+    /// The memory of the snapshot, until somebody has asked what has changed.
+    original: Option<Original>,
     // Last, so that it outlives the threads that run it.
     vm: Vm,
 }
@@ -152,9 +157,10 @@ impl BuiltMachine {
             .map(Target::create)
             .transpose()?;
         let memory = memory::allocate(config.memory_mib)?;
+        let mut original = None;
         let beginning = match saved {
             Some(saved) => {
-                saved.map_memory(&memory)?;
+                original = saved.map_memory(&memory)?;
                 Beginning::Restored(Box::new(saved))
             }
             None => Beginning::Boot(boot::prepare(
@@ -207,6 +213,7 @@ impl BuiltMachine {
             windows,
             balloon: devices.balloon,
             beginning,
+            original,
             target,
             jail,
         })
@@ -259,6 +266,7 @@ impl BuiltMachine {
             balloon: self.balloon,
             memory: self.memory,
             saving,
+            original: self.original,
             vm: self.vm,
         };
         // Devices of a machine that was booted start when their drivers ask for it.

@@ -3,12 +3,16 @@
 //!
 //! What it needs is opened and duplicated before the process is confined. Control thread only.
 
+use std::io;
+
 use kvm_ioctls::VcpuFd;
+use vmpod_vmm_api::TouchedPages;
 
 use super::Machine;
 use crate::jail::{JailError, ThreadKind, confine_thread};
 use crate::kvm::run_gate::Wanted;
 use crate::kvm::{KvmError, Vm};
+use crate::snapshot::memory_image::Original;
 use crate::snapshot::state::MachineState;
 use crate::snapshot::{Target, WriteError};
 
@@ -32,6 +36,19 @@ pub enum SnapshotError {
     /// The process could not give up the rights that it needed.
     #[error("take a snapshot")]
     Jail(#[from] JailError),
+}
+
+/// It cannot be told what the machine has written to.
+#[derive(Debug, thiserror::Error)]
+pub enum TouchedError {
+    /// There is nothing to compare with.
+    #[error(
+        "tell touched pages: the machine has no snapshot, was asked before, or the pages are known"
+    )]
+    NotKept,
+    /// Memory cannot be read.
+    #[error("tell touched pages: read memory")]
+    Memory(#[source] io::Error),
 }
 
 /// What a snapshot needs that cannot be had once the process is confined.
@@ -66,7 +83,9 @@ impl Machine {
         for mut device in self.windows.devices() {
             device.pause();
         }
-        let written = self.write(saving);
+        let written = self
+            .write(saving)
+            .map(|original| self.original = Some(original));
         for mut device in self.windows.devices() {
             device.go_on();
         }
@@ -78,7 +97,16 @@ impl Machine {
         written
     }
 
-    fn write(&self, saving: Saving) -> Result<(), SnapshotError> {
+    /// The pages of its snapshot that the machine has written to. Once.
+    ///
+    /// # Errors
+    /// Nobody wants to know, or memory cannot be read.
+    pub fn touched(&mut self) -> Result<TouchedPages, TouchedError> {
+        let original = self.original.take().ok_or(TouchedError::NotKept)?;
+        original.changed(&self.memory).map_err(TouchedError::Memory)
+    }
+
+    fn write(&self, saving: Saving) -> Result<Original, SnapshotError> {
         let (vm, vcpus) = self.vm.save(&saving.vcpus)?;
         let state = MachineState {
             memory_mib: self.config.memory_mib,
@@ -88,7 +116,6 @@ impl Machine {
             vcpus,
             runs: Vec::new(),
         };
-        saving.target.write(state, &self.memory)?;
-        Ok(())
+        Ok(saving.target.write(state, &self.memory)?)
     }
 }

@@ -12,7 +12,10 @@ use std::os::unix::fs::FileExt;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
+use vmpod_vmm_api::TouchedPages;
+
 use crate::memory::{self, PAGE};
+use crate::virtio::GuestMemory;
 
 /// What is mapped or left out as a whole: a huge page.
 const BLOCK: u64 = 2 << 20;
@@ -176,11 +179,73 @@ pub fn map(guest: &GuestMemoryMmap<()>, runs: &[Run], file: &File) -> io::Result
     if file.metadata()?.len() != end {
         return Err(invalid("its length is not that of the saved memory"));
     }
+    map_checked(guest, runs, file)
+}
+
+fn map_checked(guest: &GuestMemoryMmap<()>, runs: &[Run], file: &File) -> io::Result<()> {
     for run in runs {
         memory::map_file(guest, file, run.start, run.start, run.bytes)?;
     }
     // The mappings are new, so what was said about the memory before does not hold for them.
     memory::leave_out_of_dumps(guest).map_err(io::Error::other)
+}
+
+/// A second mapping of a machine's saved memory, to compare the machine's with.
+#[derive(Debug)]
+pub struct Original {
+    memory: GuestMemory,
+    runs: Vec<Run>,
+}
+
+impl Original {
+    /// Maps `runs` of `file`, which this process has written or checked, for a machine with `mib` MiB of memory.
+    ///
+    /// # Errors
+    /// The host refuses the mapping.
+    pub fn map(mib: u64, runs: &[Run], file: &File) -> io::Result<Self> {
+        let memory = memory::allocate(mib).map_err(io::Error::other)?;
+        map_checked(&memory, runs, file)?;
+        Ok(Self {
+            memory,
+            runs: runs.to_vec(),
+        })
+    }
+
+    /// The pages of `guest` that are not as they were saved. The guest may run: what it writes meanwhile is found or not.
+    ///
+    /// # Errors
+    /// The memory cannot be read.
+    pub fn changed(&self, guest: &GuestMemoryMmap<()>) -> io::Result<TouchedPages> {
+        let mut changed = TouchedPages::default();
+        let mut saved = [0u8; PAGE as usize];
+        let mut now = [0u8; PAGE as usize];
+        for run in &self.runs {
+            for at in (run.start..run.end()).step_by(PAGE as usize) {
+                for (memory, bytes) in [(&*self.memory, &mut saved), (guest, &mut now)] {
+                    memory
+                        .read_slice(bytes, GuestAddress(at))
+                        .map_err(io::Error::other)?;
+                }
+                if saved != now
+                    && let Ok(page) = u32::try_from(at / PAGE)
+                {
+                    changed.push(page);
+                }
+            }
+        }
+        Ok(changed)
+    }
+}
+
+/// Makes the pages the machine's own that others of its kind have written to. What is not memory of the machine is passed
+/// over: it is a hint, and a host that does not take it is slower, no more.
+pub fn expect_writes(guest: &GuestMemoryMmap<()>, pages: &TouchedPages) {
+    for (first, count) in pages.runs() {
+        let start = GuestAddress(u64::from(first) * PAGE);
+        if memory::expect_writes(guest, start, u64::from(count) * PAGE).is_err() {
+            return;
+        }
+    }
 }
 
 /// The page map of this process.
@@ -195,7 +260,7 @@ pub fn page_map() -> io::Result<File> {
 mod tests {
     use super::*;
 
-    fn guest() -> crate::virtio::GuestMemory {
+    fn guest() -> GuestMemory {
         memory::allocate(64).unwrap()
     }
 
@@ -246,6 +311,54 @@ mod tests {
         let third = guest();
         map(&third, &runs, &file).unwrap();
         assert_eq!(third.read_obj::<u8>(GuestAddress(0x5000)).unwrap(), 3);
+    }
+
+    #[test]
+    fn pages_written_since_are_told_and_can_be_made_own_ahead() {
+        let from = guest();
+        for at in [0x1000, 0x5000, 0x6000, 0x240_0000] {
+            write_at(&from, at, 1);
+        }
+        let pages = find_pages(&from, &page_map().unwrap()).unwrap();
+        let runs = blocks(&from, &pages, 100);
+        let file = tempfile::tempfile().unwrap();
+        write(&from, &pages, &runs, &file).unwrap();
+        let to = guest();
+        map(&to, &runs, &file).unwrap();
+        let original = Original::map(64, &runs, &file).unwrap();
+        assert_eq!(original.changed(&to).unwrap(), TouchedPages::default());
+        // Written to but as before, written to in two ways, and not of the file.
+        for (at, value) in [
+            (0x1000, 1),
+            (0x5fff, 2),
+            (0x6000, 2),
+            (0x240_3000, 1),
+            (0x300_0000, 1),
+        ] {
+            write_at(&to, at, value);
+        }
+        let changed = original.changed(&to).unwrap();
+        assert_eq!(changed.runs().collect::<Vec<_>>(), [(5, 2), (0x2403, 1)]);
+
+        let own = |guest: &GuestMemoryMmap<()>, page: u64| {
+            let host = memory::host_address(guest.iter().next().unwrap()).unwrap();
+            let mut entry = [0; 8];
+            let map = page_map().unwrap();
+            map.read_exact_at(&mut entry, (host / PAGE + page) * 8)
+                .unwrap();
+            // Present, and not a page of the file (bit 61).
+            u64::from_le_bytes(entry) & (PRESENT | 1 << 61) == PRESENT
+        };
+        let next = guest();
+        map(&next, &runs, &file).unwrap();
+        let mut told = changed;
+        told.push(1 << 30);
+        expect_writes(&next, &told);
+        assert_eq!(
+            [1, 5, 6, 7, 0x2403].map(|page| own(&next, page)),
+            [false, true, true, false, true]
+        );
+        assert_eq!(next.read_obj::<u8>(GuestAddress(0x5000)).unwrap(), 1);
     }
 
     #[test]

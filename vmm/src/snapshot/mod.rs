@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/state     everything but memory: version, checksum, fields (`state_file`, `state`)
 //! DIR/memory    the pages that are not zero (`memory_image`), mapped copy-on-write by those that go on
+//! DIR/touched   which of them such a machine wrote to, once somebody has asked one and put it there
 //! ```
 //!
 //! Both files are opened before the process is confined, by the control thread, which also reads and writes them. Who
@@ -17,6 +18,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use vmpod_vmm_api::{TOUCHED_BYTES, TOUCHED_FILE, TouchedPages};
+
+use self::memory_image::Original;
 use self::state::{MAX_RUNS, MachineState};
 use self::state_file::{MAX_BYTES, StateFault};
 use crate::virtio::GuestMemory;
@@ -128,7 +132,7 @@ impl Target {
     }
 
     /// Writes a machine that stands still. `state` gets its memory runs here; the state file comes last, so that a
-    /// directory without one is no snapshot.
+    /// directory without one is no snapshot. Gives the memory as it was written, to be compared with what becomes of it.
     ///
     /// # Errors
     /// A file cannot be written; what is there is of no use then.
@@ -136,7 +140,7 @@ impl Target {
         mut self,
         mut state: MachineState,
         memory: &GuestMemory,
-    ) -> Result<(), WriteError> {
+    ) -> Result<Original, WriteError> {
         let fail = |what| move |source| WriteError { what, source };
         let pages = memory_image::find_pages(memory, &self.page_map)
             .map_err(fail("find the pages in use for the memory"))?;
@@ -145,7 +149,8 @@ impl Target {
             .map_err(fail("write the memory"))?;
         self.state
             .write_all(&state.encode())
-            .map_err(fail("write the state"))
+            .map_err(fail("write the state"))?;
+        Original::map(state.memory_mib, &state.runs, &self.memory).map_err(fail("map the memory"))
     }
 }
 
@@ -155,6 +160,7 @@ pub struct Source {
     path: PathBuf,
     state: MachineState,
     memory: File,
+    touched: Option<TouchedPages>,
 }
 
 impl Source {
@@ -201,6 +207,7 @@ impl Source {
             path,
             state,
             memory,
+            touched: touched(directory),
         })
     }
 
@@ -210,17 +217,34 @@ impl Source {
         &self.state
     }
 
-    /// Maps the saved memory into fresh guest memory.
+    /// Maps the saved memory into fresh guest memory. Gives it a second time, to be compared with, as long as nobody knows
+    /// which pages machines write to.
     ///
     /// # Errors
     /// The memory file is not what the state says.
-    pub fn map_memory(&self, memory: &GuestMemory) -> Result<(), RestoreError> {
-        memory_image::map(memory, &self.state.runs, &self.memory).map_err(|source| {
-            RestoreError::File {
-                what: "map the saved memory",
-                path: self.path.clone(),
-                source,
+    pub fn map_memory(&self, memory: &GuestMemory) -> Result<Option<Original>, RestoreError> {
+        let runs = &self.state.runs;
+        let mapped = memory_image::map(memory, runs, &self.memory).and_then(|()| {
+            if let Some(touched) = &self.touched {
+                memory_image::expect_writes(memory, touched);
+                return Ok(None);
             }
+            Original::map(self.state.memory_mib, runs, &self.memory).map(Some)
+        });
+        mapped.map_err(|source| RestoreError::File {
+            what: "map the saved memory",
+            path: self.path.clone(),
+            source,
         })
     }
+}
+
+/// What is known of the pages that machines write to; `None` when that is nothing, or cannot be read.
+fn touched(directory: &Path) -> Option<TouchedPages> {
+    let file = File::open(directory.join(TOUCHED_FILE)).ok()?;
+    let mut bytes = Vec::with_capacity(8 << 10);
+    file.take(TOUCHED_BYTES as u64 + 1)
+        .read_to_end(&mut bytes)
+        .ok()?;
+    TouchedPages::from_bytes(&bytes)
 }

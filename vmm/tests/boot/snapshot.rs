@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use vmpod_vmm_api::{ExitReason, MachineConfig, Reply, Request};
+use vmpod_vmm_api::{ExitReason, MachineConfig, Reply, Request, TOUCHED_FILE, TouchedPages};
 
 use crate::vmm_process::{LIMIT, VmmProcess};
 
@@ -64,6 +64,14 @@ fn restored(tap: &str, vcpus: u8, directory: &Path) -> VmmProcess {
     vmm
 }
 
+/// The pages that a machine says it has written to.
+fn touched(vmm: &mut VmmProcess) -> TouchedPages {
+    let Reply::Touched { pages } = vmm.request(&Request::Touched) else {
+        panic!("no pages are told");
+    };
+    pages.checked().expect("they are in order")
+}
+
 fn goes_on_twice(vcpus: u8) {
     let (mut first, directory) = saved("vmmtest2", vcpus);
     greets(&first);
@@ -83,6 +91,28 @@ fn goes_on_twice(vcpus: u8) {
         }
     }
     println!("{:?}", third.metrics());
+    for vmm in [&mut first, &mut second] {
+        let pages = touched(vmm);
+        println!("{} pages of the snapshot touched", pages.count());
+        assert!((50..1536).contains(&pages.count()));
+        std::fs::write(directory.join(TOUCHED_FILE), pages.to_bytes()).unwrap();
+        let Reply::Error { message } = vmm.request(&Request::Touched) else {
+            panic!("told twice");
+        };
+        assert!(message.contains("was asked before"), "{message}");
+        greets(vmm);
+    }
+    // One that is told them, and one that is told what is none.
+    for bytes in [None, Some([0xff; 24])] {
+        if let Some(bytes) = bytes {
+            std::fs::write(directory.join(TOUCHED_FILE), bytes).unwrap();
+        }
+        let mut told = restored("vmmtest8", vcpus, &directory);
+        greets(&told);
+        let reply = told.request(&Request::Touched);
+        assert_eq!(matches!(reply, Reply::Touched { .. }), bytes.is_some());
+        stop(&mut told);
+    }
     // Without its files they go on.
     std::fs::remove_dir_all(&directory).unwrap();
     for vmm in [&mut first, &mut second, &mut third] {

@@ -19,6 +19,7 @@ use crate::pod::agent::{Agent, AgentError};
 use crate::pod::boot::{self, Boot, CARD_MAC, Card};
 use crate::pod::clock;
 use crate::pod::journal::chain;
+use crate::pod::lesson::Lesson;
 use crate::pod::record::VolumeSource;
 use crate::pod::status::bounded;
 use crate::pod::tree::disk_usage;
@@ -38,6 +39,10 @@ const LOST_LIMIT: Duration = Duration::from_secs(3);
 
 /// How much longer than its grace period a pod may take to end before the machine is killed.
 const STOP_SLACK: Duration = Duration::from_secs(10);
+
+/// How long after its first container's start a pod's machine is asked what it has written to, if nobody knows of its kind:
+/// later it has written more, and other things than the next. One that ends sooner is asked at its end.
+const LESSON_DELAY: Duration = Duration::from_millis(100);
 
 /// How often the size of emptyDir volumes is looked at.
 const USAGE_INTERVAL: Duration = Duration::from_secs(10);
@@ -70,7 +75,7 @@ pub(super) async fn run(
         _ = terminate.recv() => Err(stopped_while_starting()),
         _ = interrupt.recv() => Err(stopped_while_starting()),
     };
-    let (mut vmm, agent) = match started {
+    let (mut vmm, agent, mut lesson) = match started {
         Ok(started) => started,
         Err(error) => {
             // The VMM was dropped, and with that killed.
@@ -90,11 +95,14 @@ pub(super) async fn run(
         &mut containers,
         &mut vmm,
         &agent,
-        &mut terminate,
-        &mut interrupt,
+        (&mut terminate, &mut interrupt),
         &mut ephemeral,
+        &mut lesson,
     )
     .await;
+    if let Some(lesson) = lesson {
+        lesson.learn(&mut vmm).await;
+    }
     match &end {
         End::Finished => containers.drain(DRAIN_LIMIT).await,
         End::Evicted(message) => {
@@ -127,7 +135,10 @@ pub(super) async fn run(
 }
 
 /// Starts the machine and hands the pod to its agent.
-async fn start(pod: &mut Pod, prepared: &mut Prepared) -> Result<(Vmm, Agent), StartError> {
+async fn start(
+    pod: &mut Pod,
+    prepared: &mut Prepared,
+) -> Result<(Vmm, Agent, Option<Lesson>), StartError> {
     let sandbox = requests::sandbox(pod, prepared)?;
     let (roots, paths) = (pod.roots.clone(), pod.paths.clone());
     let (id, machine) = (pod.record.id.clone(), pod.record.machine.clone());
@@ -165,7 +176,7 @@ async fn start(pod: &mut Pod, prepared: &mut Prepared) -> Result<(Vmm, Agent), S
     for (what, value) in told {
         pod.status.guest.insert(what.into(), value);
     }
-    Ok((booted.vmm, agent))
+    Ok((booted.vmm, agent, booted.lesson))
 }
 
 /// The pod's card, once.
@@ -193,9 +204,9 @@ async fn watch(
     containers: &mut Containers<'_>,
     vmm: &mut Vmm,
     agent: &Agent,
-    terminate: &mut Signal,
-    interrupt: &mut Signal,
+    (terminate, interrupt): (&mut Signal, &mut Signal),
     ephemeral: &mut Ephemeral,
+    lesson: &mut Option<Lesson>,
 ) -> End {
     let (sender, mut batches) = mpsc::channel(1);
     let poll = tokio::spawn(poll_events(agent.clone(), sender));
@@ -206,12 +217,16 @@ async fn watch(
     let far = Instant::now() + Duration::from_secs(u64::from(u32::MAX));
     let mut stop_deadline = far;
     let mut evicted: Option<String> = None;
+    let mut lesson_at = far;
     let end = loop {
         tokio::select! {
             // What the agent said last comes before the end of its machine.
             biased;
             batch = batches.recv() => match batch {
                 Some(Ok(batch)) => {
+                    if lesson_at == far && batch.events.iter().any(is_start) {
+                        lesson_at = Instant::now() + LESSON_DELAY;
+                    }
                     if take_events(pod, containers, agent, batch).await {
                         break match evicted.take() {
                             Some(message) => End::Evicted(message),
@@ -245,6 +260,11 @@ async fn watch(
             }
             news = ephemeral.next() => ephemeral.take(pod, containers, agent, news),
             () = resources.wait() => resources.look(pod).await,
+            () = sleep_until(lesson_at), if lesson.is_some() => {
+                if let Some(lesson) = lesson.take() {
+                    lesson.learn(vmm).await;
+                }
+            }
             _ = usage.tick() => {
                 if evicted.is_none() && let Some(message) = over_limit(pod) {
                     pod.event("PodEvicted", "", &message);
@@ -326,6 +346,11 @@ async fn take_events(
         event.kind.enum_value_or(m::EventKind::UNKNOWN) == m::EventKind::POD_FINISHED
     };
     pod.status.phase.is_final() && batch.events.iter().any(last)
+}
+
+/// Whether a container has started.
+fn is_start(event: &m::Event) -> bool {
+    event.kind.enum_value_or(m::EventKind::UNKNOWN) == m::EventKind::CONTAINER_STARTED
 }
 
 /// The first emptyDir volume that has outgrown its limit, in the kubelet's words.
