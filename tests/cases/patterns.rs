@@ -7,7 +7,10 @@ use vmpod_tests::{Footprint, Pod, eventually, get, vmpod};
 fn example(name: &str) -> Pod {
     let path = format!("{}/../examples/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
-    Pod::of_text(name, &text)
+    let pod = Pod::of_text(name, &text);
+    // As it stands: it knows nothing of a directory of the test, whose name REDIRECT would have in it.
+    std::fs::write(pod.manifest(), text).expect("write the manifest");
+    pod
 }
 
 fn address(pod: &Pod) -> String {
