@@ -60,7 +60,7 @@ fn missing_volume_duplicate_name_and_unsupported_field_are_named_at_once() {
   hostNetwork: true
   containers:
   - {name: c, image: busybox, volumeMounts: [{name: nope, mountPath: /x}]}
-  - {name: c, image: busybox, volumeDevices: [{name: x, devicePath: /dev/x}]}",
+  - {name: c, image: busybox, restartPolicyRules: [{action: Restart}], volumeDevices: [{name: x, devicePath: /dev/x}]}",
     );
     refused(
         &pod,
@@ -69,7 +69,8 @@ fn missing_volume_duplicate_name_and_unsupported_field_are_named_at_once() {
             "spec.hostNetwork: Forbidden",
             "spec.containers[0].volumeMounts[0].name: Not found: \"nope\"",
             "spec.containers[1].name: Duplicate value: \"c\"",
-            "spec.containers[1].volumeDevices: Forbidden",
+            "spec.containers[1].restartPolicyRules: Forbidden",
+            "spec.containers[1].volumeDevices[0].name: Not found: \"x\"",
         ],
     );
 }

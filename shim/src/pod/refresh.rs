@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 
@@ -81,6 +82,9 @@ impl Metadata {
     }
 }
 
+/// How long readers in the guest may be on their way through the link to the old files.
+const READERS: Duration = Duration::from_millis(500);
+
 /// Brings the volumes of a pod up to date. Returns the names of those that have changed.
 ///
 /// # Errors
@@ -117,7 +121,7 @@ pub fn refresh(
         ..host
     };
     let plan = manifest::plan(&pod, &document, &objects, &host, "the pod")?;
-    let mut changed = Vec::new();
+    let mut changed: Vec<String> = Vec::new();
     for volume in plan.volumes {
         let VolumeKind::Files { files } = volume.kind else {
             continue;
@@ -136,6 +140,15 @@ pub fn refresh(
     }
     if *changes != Metadata::default() {
         durable::write_json(&paths.manifest(), &plan.object)?;
+    }
+    if !changed.is_empty() {
+        std::thread::sleep(READERS);
+    }
+    for name in &changed {
+        tree::remove_old_files(&paths.files(name)).map_err(|source| RefreshError::Volume {
+            name: name.clone(),
+            source,
+        })?;
     }
     Ok(changed)
 }

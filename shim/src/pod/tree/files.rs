@@ -80,11 +80,28 @@ pub fn write_files(
             absent(fs::remove_file(&link)).map_err(failing("remove", &link))?;
         }
     }
-    if let Some(before) = before.filter(|before| *before != Path::new(&name)) {
-        let old = directory.join(before);
-        absent(fs::remove_dir_all(&old)).map_err(failing("remove", &old))?;
-    }
     Ok(true)
+}
+
+/// Removes what the volume at `directory` held before. To be called a while after [`write_files`]: a reader in the guest
+/// may be on its way through the link, which takes it several requests.
+///
+/// # Errors
+/// When something resists.
+pub fn remove_old_files(directory: &Path) -> Result<(), VolumeError> {
+    let data = directory.join(DATA);
+    let current = fs::read_link(&data).map_err(failing("read link", &data))?;
+    for entry in fs::read_dir(directory)
+        .map_err(failing("list", directory))?
+        .flatten()
+    {
+        let name = entry.file_name();
+        if name.as_encoded_bytes().starts_with(CONTENT.as_bytes()) && current != Path::new(&name) {
+            let old = entry.path();
+            absent(fs::remove_dir_all(&old)).map_err(failing("remove", &old))?;
+        }
+    }
+    Ok(())
 }
 
 /// The first part of a relative path without `..` that does not begin with two dots.
@@ -240,12 +257,15 @@ mod tests {
         assert_eq!(read(dir, "c").as_deref(), Some("2"));
         assert!(fs::symlink_metadata(dir.join("b")).is_err());
         assert_ne!(fs::read_link(dir.join(DATA)).unwrap(), before);
+        assert!(dir.join(&before).exists(), "for who reads there now");
+        remove_old_files(dir).unwrap();
         assert!(!dir.join(before).exists());
         // One directory of content, and the link to it.
         assert_eq!(fs::read_dir(dir).unwrap().count(), 4);
         // A file fewer alone is a change as well.
         assert!(write_files(dir, &files(&[("a", "2")]), None).unwrap());
         assert!(write_files(dir, &files(&[]), None).unwrap());
+        remove_old_files(dir).unwrap();
         assert_eq!(fs::read_dir(dir).unwrap().count(), 2);
     }
 }

@@ -16,7 +16,7 @@ mod snapshot_mount;
 mod volumes;
 
 pub use etc_files::{HostsFile, resolv_conf};
-pub use files::write_files;
+pub use files::{remove_old_files, write_files};
 pub use members::{HostBind, RootSource, is_missing};
 pub use removal::remove_tree;
 pub use snapshot_mount::SnapshotMount;
