@@ -18,7 +18,7 @@ use vmpod_vmm_api::{
 use crate::guest_init;
 
 /// Longest time for anything the machine is waited for: the emulated node is slow.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(240);
 
 /// Whom a confined process becomes.
 pub const USER: u32 = 0x7000_0001;
