@@ -63,6 +63,10 @@ const OTHER_CONTAINERDS: [(&str, &[&str]); 2] = [
     ),
 ];
 
+/// End-to-end tests that may fail and pass when run again, in one run of everything. They drive clocks, signals and
+/// machines of an emulated host whose speed changes under them; more than these few are a fault of the change.
+const UNSTEADY_TESTS: usize = 3;
+
 /// What all stages together found.
 #[derive(Debug, Default)]
 struct Report {
@@ -119,6 +123,9 @@ pub fn run(args: &TestArgs) -> Result<u8> {
     let took = seconds(begun.elapsed());
     for reason in report.tests.skipped_reasons() {
         println!("skipped: {reason}");
+    }
+    for name in report.tests.unsteady() {
+        println!("unsteady: {name} failed and then passed alone; both are told above");
     }
     for name in report.tests.failures() {
         println!("failed: {name}");
@@ -201,14 +208,27 @@ fn end_to_end_tests(debug: bool, filter: Option<&str>, tally: &mut Tally) -> Res
         environment.push(("VMPOD_DEBUG_BUNDLE".to_owned(), "1".to_owned()));
     }
     let mut broken = Vec::new();
-    let mut run = |title: &str, program: &Program, filters: &[&str], environment| {
+    let mut run = |title: &str, program: &Program, filters: &[&str], environment: Vec<_>| {
         eprintln!("-- {title}");
-        let mut arguments = vec![program.executable.clone()];
-        arguments.extend(["--ignored", "--test-threads=1"].map(str::to_owned));
-        arguments.extend(filters.iter().map(|&filter| filter.to_owned()));
-        let invocation = program.invocation(arguments, environment);
-        let status = counted(tally, |lines| host.run(&invocation, Some(lines)))?;
+        let run = |more: &[&str], tally: &mut Tally| {
+            let mut arguments = vec![program.executable.clone()];
+            arguments.extend(["--ignored", "--test-threads=1"].map(str::to_owned));
+            arguments.extend(more.iter().map(|&argument| argument.to_owned()));
+            let invocation = program.invocation(arguments, environment.clone());
+            counted(tally, |lines| host.run(&invocation, Some(lines)))
+        };
+        let before = tally.failures().len();
+        let status = run(filters, tally)?;
         broken.extend(status.map(|status| format!("{title} ({status})")));
+        let failed = tally.failures().get(before..).unwrap_or_default().to_vec();
+        if !failed.is_empty() && tally.unsteady().len() + failed.len() <= UNSTEADY_TESTS {
+            eprintln!("-- {title}, once more: {}", failed.join(", "));
+            let mut arguments = vec!["--exact"];
+            arguments.extend(failed.iter().map(String::as_str));
+            let mut second = Tally::default();
+            run(&arguments, &mut second)?;
+            tally.run_again(&failed, &second);
+        }
         anyhow::Ok(())
     };
     for program in &programs {

@@ -11,6 +11,7 @@ pub struct Tally {
     skipped: u64,
     failures: Vec<String>,
     reasons: Vec<String>,
+    unsteady: Vec<String>,
 }
 
 impl Tally {
@@ -54,6 +55,29 @@ impl Tally {
         &self.failures
     }
 
+    /// Takes what a second run of the failed tests `names` found: those that passed in it count as passed, and as
+    /// unsteady.
+    pub fn run_again(&mut self, names: &[String], second: &Tally) {
+        // A name that could not be read from the output may be any of them.
+        if second.failed != second.failures.len() as u64 || second.seen() != names.len() as u64 {
+            return;
+        }
+        for name in names.iter().filter(|name| !second.failures.contains(name)) {
+            let Some(at) = self.failures.iter().rposition(|failed| failed == name) else {
+                continue;
+            };
+            self.failures.remove(at);
+            self.failed = self.failed.saturating_sub(1);
+            self.passed += 1;
+            self.unsteady.push(name.clone());
+        }
+    }
+
+    /// Tests that failed first and passed when they were run again.
+    pub fn unsteady(&self) -> &[String] {
+        &self.unsteady
+    }
+
     /// Tests that came to a result.
     pub fn seen(&self) -> u64 {
         self.passed + self.failed
@@ -92,7 +116,11 @@ impl fmt::Display for Tally {
             f,
             "{} passed, {} failed, {} skipped",
             self.passed, self.failed, self.skipped
-        )
+        )?;
+        match self.unsteady.len() {
+            0 => Ok(()),
+            tests => write!(f, ", {tests} of the passed only when run again"),
+        }
     }
 }
 
@@ -130,5 +158,38 @@ mod tests {
         tally.put_back(left_out);
         assert_eq!(tally.skipped_reasons().len(), 1);
         assert_eq!(tally.seen(), 14);
+    }
+
+    #[test]
+    fn tally_after_second_run_takes_what_passed_as_unsteady() {
+        let failing = |names: &[&str]| {
+            let mut tally = Tally::default();
+            for name in names {
+                tally.line(&format!("test {name} ... FAILED"));
+            }
+            tally.line(&format!(
+                "test result: FAILED. 0 passed; {} failed; 0 ignored;",
+                names.len()
+            ));
+            tally
+        };
+        let names = ["a".to_owned(), "b".to_owned()];
+        let mut tally = failing(&["a", "b"]);
+        let mut second = Tally::default();
+        second.line("test a ... ok");
+        second.line("test b ... FAILED");
+        second.line("test result: FAILED. 1 passed; 1 failed; 0 ignored;");
+        tally.run_again(&names, &second);
+        assert_eq!(tally.failures(), ["b"]);
+        assert_eq!(tally.unsteady(), ["a"]);
+        assert_eq!(
+            tally.to_string(),
+            "1 passed, 1 failed, 0 skipped, 1 of the passed only when run again"
+        );
+
+        // A second run that broke says nothing about its tests.
+        let mut tally = failing(&["a", "b"]);
+        tally.run_again(&names, &Tally::default());
+        assert_eq!(tally.failed(), 2);
     }
 }

@@ -52,7 +52,9 @@ const REMOVAL: Duration = Duration::from_secs(20);
 struct Counters {
     /// Wall clock of the last complete look, in nanoseconds.
     looked_at_ns: AtomicU64,
+    /// Starts that were begun.
     started: AtomicU64,
+    /// Those of them that failed.
     start_errors: AtomicU64,
     desired: AtomicU64,
     /// Pods whose images cannot be had, for `/pods`; shared by the two threads, held for moments.
@@ -202,6 +204,8 @@ impl Server {
         let outcome = self.spawn(file, hash);
         match outcome {
             Ok((child, log)) => {
+                // Before it is seen among the pods, as the kubelet counts.
+                self.counters.started.fetch_add(1, Ordering::Relaxed);
                 self.pending().trying(file);
                 self.say(file, "its pod is started");
                 self.starting.insert(file.to_owned(), (child, log));
@@ -271,7 +275,6 @@ impl Server {
                 None => self.pending().forget(&file),
             }
             if success {
-                self.counters.started.fetch_add(1, Ordering::Relaxed);
                 self.say(&file, "its pod runs");
             } else {
                 self.counters.start_errors.fetch_add(1, Ordering::Relaxed);
