@@ -5,14 +5,7 @@ use std::fs;
 use k8s_cri::v1;
 use vmpod_tests::{Sandbox, containerd, cri, on_both};
 
-fn security(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerSecurityContext {
-    let linux = config.linux.as_mut().unwrap();
-    linux.security_context.as_mut().unwrap()
-}
-
-fn sleeping(config: &mut v1::ContainerConfig) {
-    config.command = ["sleep", "1000"].map(str::to_owned).to_vec();
-}
+use crate::security::{security, sleeping};
 
 fn with_sys_admin(config: &mut v1::ContainerConfig) {
     sleeping(config);

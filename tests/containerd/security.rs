@@ -3,12 +3,14 @@
 use k8s_cri::v1;
 use vmpod_tests::{Sandbox, containerd, on_both};
 
-fn security(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerSecurityContext {
+/// The security context that a container of a test has.
+pub(crate) fn security(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerSecurityContext {
     let linux = config.linux.as_mut().unwrap();
     linux.security_context.as_mut().unwrap()
 }
 
-fn sleeping(config: &mut v1::ContainerConfig) {
+/// Its container does nothing for a while.
+pub(crate) fn sleeping(config: &mut v1::ContainerConfig) {
     config.command = ["sleep", "1000"].map(str::to_owned).to_vec();
 }
 

@@ -3,6 +3,7 @@
 use containerd_shim_protos::ttrpc::{self, Code, get_status};
 
 use super::guest_spec::SpecError;
+use super::settings::SettingsError;
 use super::stdio::StdioError;
 use super::task_state::{Operation, Refusal, TaskState};
 use crate::pod::agent::AgentError;
@@ -103,6 +104,12 @@ impl From<SpecError> for Fault {
             | SpecError::Hook { .. } => Code::FAILED_PRECONDITION,
         };
         Self::new(code, chain(&error))
+    }
+}
+
+impl From<SettingsError> for Fault {
+    fn from(error: SettingsError) -> Self {
+        Self::because("cannot use vmpod's settings", &error)
     }
 }
 

@@ -43,12 +43,8 @@ fn is_privileged(linux: &Map<String, Value>) -> bool {
 /// A block device of the host that a container wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockWish {
-    /// Number on the host.
-    pub major: u64,
-    /// Number on the host.
-    pub minor: u64,
-    /// Whether the container may write to it.
-    pub writable: bool,
+    /// Which device of the host it is.
+    pub host: HostBlock,
     /// Its place in `linux.devices`.
     index: usize,
 }
@@ -82,9 +78,11 @@ pub(super) fn devices(linux: &mut Map<String, Value>) -> Result<Vec<BlockWish>, 
             _ if privileged => {}
             Some((major, minor)) if is_block(&device) => {
                 blocks.push(BlockWish {
-                    major,
-                    minor,
-                    writable: may_write(rules.as_ref(), major, minor),
+                    host: HostBlock {
+                        major,
+                        minor,
+                        writable: may_write(rules.as_ref(), major, minor),
+                    },
                     index: kept.len(),
                 });
                 kept.push(device);
@@ -119,18 +117,6 @@ fn may_write(rules: Option<&Value>, major: u64, minor: u64) -> bool {
     })
 }
 
-impl BlockWish {
-    /// Which device of the host it is.
-    #[must_use]
-    pub fn host(&self) -> HostBlock {
-        HostBlock {
-            major: self.major,
-            minor: self.minor,
-            writable: self.writable,
-        }
-    }
-}
-
 impl GuestSpec {
     /// Puts the guest's numbers of `blocks`, in their order, in the place of the host's: in the devices and in the rules
     /// for them.
@@ -159,7 +145,7 @@ impl GuestSpec {
             let of_host = number(rule, "major").zip(number(rule, "minor"));
             let known = mapped
                 .iter()
-                .find(|(block, _)| of_host == Some((block.major, block.minor)));
+                .find(|(block, _)| of_host == Some((block.host.major, block.host.minor)));
             if let Some((_, numbers)) = known {
                 put(rule, *numbers);
             }

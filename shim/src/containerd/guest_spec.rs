@@ -167,12 +167,8 @@ impl GuestSpec {
         let Some(mounts) = mounts.as_array_mut() else {
             return;
         };
-        for (destination, source) in pod_mounts() {
-            let is_bind = |mount: &Value| {
-                let options = mount.get("options").and_then(Value::as_array);
-                let mut options = options.into_iter().flatten().filter_map(Value::as_str);
-                options.any(|option| option == "bind" || option == "rbind")
-            };
+        let shared_memory = ("/dev/shm", "/dev/shm".to_owned());
+        for (destination, source) in guest_paths::etc().into_iter().chain([shared_memory]) {
             let at = mounts.iter().position(|mount| {
                 mount.get("destination").and_then(Value::as_str) == Some(destination)
             });
@@ -185,7 +181,7 @@ impl GuestSpec {
                 "destination": destination, "type": "bind", "source": source, "options": options,
             });
             match at.and_then(|at| mounts.get_mut(at)) {
-                Some(mount) if is_bind(mount) => {}
+                Some(mount) if mount.as_object().is_some_and(is_bind) => {}
                 Some(mount) => *mount = wanted,
                 None => mounts.push(wanted),
             }
@@ -193,14 +189,14 @@ impl GuestSpec {
     }
 }
 
-/// What each container of a pod mounts when nobody else says what: its part of the OCI configuration.
-fn pod_mounts() -> [(&'static str, String); 4] {
-    [
-        ("/etc/hosts", guest_paths::hosts()),
-        ("/etc/hostname", guest_paths::hostname()),
-        ("/etc/resolv.conf", guest_paths::resolv_conf()),
-        ("/dev/shm", "/dev/shm".to_owned()),
-    ]
+fn options(mount: &Map<String, Value>) -> impl Iterator<Item = &str> {
+    let options = mount.get("options").and_then(Value::as_array);
+    options.into_iter().flatten().filter_map(Value::as_str)
+}
+
+fn is_bind(mount: &Map<String, Value>) -> bool {
+    mount.get("type").and_then(Value::as_str) == Some("bind")
+        || options(mount).any(|option| option == "bind" || option == "rbind")
 }
 
 fn refuse_hooks(config: &Map<String, Value>) -> Result<(), SpecError> {
@@ -231,18 +227,12 @@ fn mounts(id: &str, config: &mut Map<String, Value>) -> Result<Vec<HostBind>, Sp
         let mount = mount
             .as_object_mut()
             .ok_or_else(|| wrong(field(), "an object"))?;
-        let options: Vec<String> = mount
-            .get("options")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .filter_map(|option| option.as_str().map(str::to_owned))
-            .collect();
-        let has = |name: &str| options.iter().any(|option| option == name);
-        let recursive = has("rbind");
-        if !recursive && !has("bind") && mount.get("type").and_then(Value::as_str) != Some("bind") {
+        if !is_bind(mount) {
             continue;
         }
+        let options: Vec<String> = options(mount).map(str::to_owned).collect();
+        let has = |name: &str| options.iter().any(|option| option == name);
+        let recursive = has("rbind");
         let source = mount
             .get("source")
             .and_then(Value::as_str)
@@ -375,7 +365,7 @@ mod tests {
         let wishes: Vec<_> = spec
             .blocks
             .iter()
-            .map(|block| (block.major, block.minor, block.writable))
+            .map(|block| (block.host.major, block.host.minor, block.host.writable))
             .collect();
         assert_eq!(wishes, [(254, 16, true), (254, 0, false)]);
         spec.renumber(&[(253, 0), (254, 16)]);

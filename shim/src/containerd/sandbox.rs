@@ -259,15 +259,7 @@ impl Sandbox {
             .await
             .map_err(|_| gone())?
             .map_err(|error| Fault::because("cannot attach a block device", &error))?;
-        let request = m::AttachBlockRequest {
-            address: place.address,
-            size: place.size,
-            irq: place.irq,
-            serial,
-            ..Default::default()
-        };
-        let found = self.agent.attach_block(&request).await?;
-        let numbers = (found.major, found.minor);
+        let numbers = self.agent.attach_block(&place, serial).await?;
         blocks.insert(block, numbers);
         Ok(numbers)
     }

@@ -43,7 +43,6 @@ struct Pod {
 #[derive(Debug)]
 pub struct Service {
     tasks: Arc<Tasks>,
-    host_cpus: u64,
     /// `None` until it is created. Never held across an await.
     pod: Arc<Mutex<Option<Pod>>>,
 }
@@ -51,12 +50,11 @@ pub struct Service {
 type Answer<T> = ttrpc::Result<T>;
 
 impl Service {
-    /// The service of the pod that `tasks` are in. `host_cpus` bounds the vCPUs.
+    /// The service of the pod that `tasks` are in.
     #[must_use]
-    pub fn new(tasks: Arc<Tasks>, host_cpus: u64) -> Self {
+    pub fn new(tasks: Arc<Tasks>) -> Self {
         Self {
             tasks,
-            host_cpus,
             pod: Arc::default(),
         }
     }
@@ -87,9 +85,9 @@ impl Service {
             .as_ref()
             .ok_or_else(|| Fault::invalid(format!("sandbox {id}: there is no {TYPE}")))?;
         let config = decoded(config)?;
-        let settings = Settings::read(&Settings::default_path())
-            .map_err(|error| Fault::because("cannot use vmpod's settings", &error))?;
-        let wish = SandboxWish::of_pod(id, &config, &request.netns_path, settings, self.host_cpus)?;
+        let settings = Settings::read(&Settings::default_path())?;
+        let cpus = self.tasks.host_cpus();
+        let wish = SandboxWish::of_pod(id, &config, &request.netns_path, settings, cpus)?;
         let mut pod = self.pod.lock().unwrap_or_else(PoisonError::into_inner);
         if pod.is_some() {
             return Err(Fault::already_exists(format!(

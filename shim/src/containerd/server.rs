@@ -114,7 +114,7 @@ async fn answer(flags: &Flags, roots: Roots, listener: UnixListener) -> Result<(
     let service = Service {
         tasks: Arc::clone(&tasks),
     };
-    let sandboxes = sandbox_service::Service::new(Arc::clone(&tasks), host_cpus);
+    let sandboxes = sandbox_service::Service::new(Arc::clone(&tasks));
     let mut server = Server::new()
         .add_listener(listener)
         .register_service(every_version(service))

@@ -33,15 +33,11 @@ pub(super) fn mounts(
             .iter()
             .any(|m| m.mount_path.trim_end_matches('/') == path)
     };
-    for (destination, source) in [
-        ("/etc/hosts", guest_paths::hosts()),
-        ("/etc/hostname", guest_paths::hostname()),
-        ("/etc/resolv.conf", guest_paths::resolv_conf()),
-        (
-            c.container.termination_message_path.as_str(),
-            guest_paths::termination_log(&c.container.name),
-        ),
-    ] {
+    let termination_log = (
+        c.container.termination_message_path.as_str(),
+        guest_paths::termination_log(&c.container.name),
+    );
+    for (destination, source) in guest_paths::etc().into_iter().chain([termination_log]) {
         if !taken(destination) {
             list.push(bind(
                 destination,

@@ -10,6 +10,7 @@ use ttrpc::context;
 use vmpod_agent_protocol::messages as m;
 use vmpod_agent_protocol::service::AgentClient;
 use vmpod_agent_protocol::{AGENT_PORT, PROTOCOL_VERSION};
+use vmpod_vmm_api::Attached;
 
 use super::hybrid_vsock::{self, GuestConnectError};
 use super::status::bounded;
@@ -145,11 +146,32 @@ impl Agent {
         Ok((agent, answer))
     }
 
+    /// Has the guest's kernel find the block device that was attached as `place`. Returns its major and minor number.
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer in [`CALL_LIMIT`].
+    pub async fn attach_block(
+        &self,
+        place: &Attached,
+        serial: String,
+    ) -> Result<(u32, u32), AgentError> {
+        let request = m::AttachBlockRequest {
+            address: place.address,
+            size: place.size,
+            irq: place.irq,
+            serial,
+            ..Default::default()
+        };
+        let call = self
+            .client
+            .attach_block(context::with_duration(CALL_LIMIT), &request);
+        let found = within("attach_block", CALL_LIMIT, call).await?;
+        Ok((found.major, found.minor))
+    }
+
     calls! {
         /// Makes the pod's namespaces, network and mounts.
         configure_sandbox(ConfigureSandboxRequest) -> Empty;
-        /// Has the guest's kernel find a block device that was attached.
-        attach_block(AttachBlockRequest) -> BlockDevice;
         /// Hands the whole pod over.
         start_pod(StartPodRequest) -> Empty;
         /// Answers a wish for a root file system.

@@ -44,6 +44,16 @@ pub fn resolv_conf() -> String {
     format!("{GUEST_SHARED}/etc/resolv.conf")
 }
 
+/// Where each container finds the pod's files of `/etc`, and where they lie.
+#[must_use]
+pub fn etc() -> [(&'static str, String); 3] {
+    [
+        ("/etc/hosts", hosts()),
+        ("/etc/hostname", hostname()),
+        ("/etc/resolv.conf", resolv_conf()),
+    ]
+}
+
 /// Root file system of a container that came by itself, not with a whole pod.
 #[must_use]
 pub fn member_rootfs(container: &str) -> String {

@@ -20,6 +20,7 @@ mod process_space;
 pub mod record;
 pub mod refresh;
 pub mod registry;
+pub mod replan;
 pub mod roots;
 pub mod rotating_file;
 pub mod status;

@@ -5,45 +5,39 @@
 //! start. Environment variables keep their values, as under Kubernetes.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 
 use super::durable::{self, DurableError};
+use super::process;
 use super::record::PodRecord;
+use super::replan::{ReplanError, replan};
 use super::roots::PodPaths;
 use super::tree::{self, VolumeError};
+use crate::manifest::HostFacts;
 use crate::manifest::plan::VolumeKind;
-use crate::manifest::source::MANIFEST_BYTES;
-use crate::manifest::{self, HostFacts, Problems};
 
 /// A pod's volumes cannot be brought up to date. They stay as they are.
 #[derive(Debug, thiserror::Error)]
 pub enum RefreshError {
+    /// The pod cannot be planned again.
+    #[error(transparent)]
+    Plan(#[from] ReplanError),
     /// The pod's own files.
     #[error(transparent)]
     Record(#[from] DurableError),
-    /// A file.
-    #[error("cannot {what} {}", path.display())]
-    File {
-        /// What was tried.
-        what: &'static str,
-        /// On what.
+    /// Another update, for whose end this one waits.
+    #[error("cannot lock {}", path.display())]
+    Lock {
+        /// The lock.
         path: PathBuf,
         /// The system's answer.
         #[source]
         source: io::Error,
     },
-    /// A resource file, or what the pod's volumes take from it.
-    #[error(transparent)]
-    Invalid(#[from] Problems),
-    /// The Pod on record is none: a mistake of vmpod.
-    #[error("the Pod on record is not one")]
-    NoPod,
     /// A volume.
     #[error("volume {name:?}")]
     Volume {
@@ -96,31 +90,9 @@ pub fn refresh(
     host: HostFacts,
 ) -> Result<Vec<String>, RefreshError> {
     // Two at a time would each take the other's directories away.
-    let _turn = turn(&paths.run.join("refresh.lock"))?;
-    let stored: serde_json::Value = durable::read_json(&paths.manifest())?;
-    let mut pod: Pod = serde_json::from_value(stored).map_err(|_| RefreshError::NoPod)?;
-    changes.apply(&mut pod);
-    let text = serde_json::to_string(&pod).map_err(|_| RefreshError::NoPod)?;
-    let read = manifest::objects(&text, "the pod on record")?;
-    let Some((pod, document)) = read.pods.into_iter().next() else {
-        return Err(RefreshError::NoPod);
-    };
-    let own = read_text(&paths.source())?;
-    let mut objects = manifest::objects(&own, "the pod's manifest")?;
-    for path in &record.resources {
-        let file = path.display().to_string();
-        objects.absorb(manifest::objects(&read_text(path)?, &file)?);
-    }
-    let host = HostFacts {
-        uid: record.uid.clone(),
-        node_name: pod
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.node_name.clone())
-            .unwrap_or(host.node_name),
-        ..host
-    };
-    let plan = manifest::plan(&pod, &document, &objects, &host, "the pod")?;
+    let path = paths.run.join("refresh.lock");
+    let _turn = process::lock(&path).map_err(|source| RefreshError::Lock { path, source })?;
+    let plan = replan(paths, record, host, "the pod", |pod| changes.apply(pod))?;
     let mut changed: Vec<String> = Vec::new();
     for volume in plan.volumes {
         let VolumeKind::Files { files } = volume.kind else {
@@ -151,36 +123,4 @@ pub fn refresh(
         })?;
     }
     Ok(changed)
-}
-
-fn turn(path: &Path) -> Result<File, RefreshError> {
-    let failing = |what| {
-        move |source| RefreshError::File {
-            what,
-            path: path.to_owned(),
-            source,
-        }
-    };
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .map_err(failing("open"))?;
-    file.lock().map_err(failing("lock"))?;
-    Ok(file)
-}
-
-fn read_text(path: &Path) -> Result<String, RefreshError> {
-    let mut text = String::new();
-    let bound = MANIFEST_BYTES as u64 + 1;
-    File::open(path)
-        .and_then(|file| file.take(bound).read_to_string(&mut text))
-        .map_err(|source| RefreshError::File {
-            what: "read",
-            path: path.to_owned(),
-            source,
-        })?;
-    Ok(text)
 }

@@ -204,6 +204,19 @@ impl ContainerStatus {
         self.ready = false;
         self.exit = Some(exit);
     }
+
+    /// Ends it as one whose process SIGKILL has ended, with the pod.
+    fn killed(&mut self, message: &str, at_ns: i64) {
+        self.terminate(Exit {
+            code: 137,
+            signal: 9,
+            oom_killed: false,
+            started_at_ns: self.started_at_ns,
+            finished_at_ns: at_ns,
+            reason: "Error".into(),
+            message: message.to_owned(),
+        });
+    }
 }
 
 impl PodStatus {
@@ -262,15 +275,7 @@ impl PodStatus {
     pub fn end_ephemeral(&mut self, at_ns: i64) {
         for container in &mut self.ephemeral {
             if container.state != ContainerState::Terminated {
-                container.terminate(Exit {
-                    code: 137,
-                    signal: 9,
-                    oom_killed: false,
-                    started_at_ns: container.started_at_ns,
-                    finished_at_ns: at_ns,
-                    reason: "Error".into(),
-                    message: String::new(),
-                });
+                container.killed("", at_ns);
             }
         }
     }
@@ -316,18 +321,7 @@ impl PodStatus {
             container.started = false;
             container.ready = false;
             if container.state == ContainerState::Running {
-                container.state = ContainerState::Terminated;
-                container.reason = "Error".into();
-                container.message = message.to_owned();
-                container.exit = Some(Exit {
-                    code: 137,
-                    signal: 9,
-                    oom_killed: false,
-                    started_at_ns: container.started_at_ns,
-                    finished_at_ns: at_ns,
-                    reason: "Error".into(),
-                    message: message.to_owned(),
-                });
+                container.killed(message, at_ns);
             } else if container.state == ContainerState::Waiting {
                 // What it waits for is over; Kubernetes goes on to show it as waiting.
                 container.next_start_ns = 0;

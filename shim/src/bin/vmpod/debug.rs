@@ -5,16 +5,16 @@ use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::Container;
 use serde_json::{Value, json};
 use vmpod_shim::images::Store;
-use vmpod_shim::manifest;
 use vmpod_shim::manifest::plan::PodPlan;
 use vmpod_shim::oci::PodAddresses;
 use vmpod_shim::pod::durable;
 use vmpod_shim::pod::prepare::compose;
 use vmpod_shim::pod::process::{self, ProcessIdentity};
 use vmpod_shim::pod::record::EphemeralRecord;
+use vmpod_shim::pod::replan::{ReplanError, replan};
 use vmpod_shim::pod::roots::Roots;
 use vmpod_shim::pod::status::{ContainerState, ContainerStatus, PodStatus};
 
@@ -178,40 +178,27 @@ fn object(name: &str, arguments: &DebugArguments) -> anyhow::Result<Value> {
 
 /// The pod's plan with the container as its last one, so that it is checked and filled in as those of a manifest.
 fn plan(pod: &RunningPod, object: &Value) -> anyhow::Result<PodPlan> {
-    let paths = &pod.pod.paths;
-    let mut manifest: Value = durable::read_json(&paths.manifest())?;
     let mut container = object.clone();
     if let Some(fields) = container.as_object_mut() {
         fields.remove("targetContainerName");
     }
-    manifest
-        .pointer_mut("/spec/containers")
-        .and_then(Value::as_array_mut)
-        .context("the Pod on record has no containers")?
-        .push(container);
-    let manifest: Pod = serde_json::from_value(manifest).context("the Pod on record is not one")?;
-    let read = manifest::objects(&serde_json::to_string(&manifest)?, "the new container")?;
-    let (manifest, document) = read
-        .pods
-        .into_iter()
-        .next()
-        .context("the Pod on record is not one")?;
-    let mut objects = manifest::objects(
-        &std::fs::read_to_string(paths.source()).context("reading the pod's manifest")?,
-        "the pod's manifest",
-    )?;
-    for path in &pod.record.resources {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        objects.absorb(manifest::objects(&text, &path.display().to_string())?);
-    }
-    Ok(manifest::plan(
-        &manifest,
-        &document,
-        &objects,
-        &host_facts(),
+    let container: Container =
+        serde_json::from_value(container).context("the new container is not one")?;
+    let plan = replan(
+        &pod.pod.paths,
+        &pod.record,
+        host_facts(),
         "the new container",
-    )?)
+        |pod| {
+            let spec = pod.spec.get_or_insert_default();
+            spec.containers.push(container);
+        },
+    );
+    match plan {
+        // What is wrong with a command line has an exit status of its own.
+        Err(ReplanError::Invalid(problems)) => Err(problems.into()),
+        other => Ok(other?),
+    }
 }
 
 /// Waits until the container runs or has ended.

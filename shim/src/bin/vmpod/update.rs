@@ -8,6 +8,7 @@ use vmpod_shim::pod::durable;
 use vmpod_shim::pod::record::PodRecord;
 use vmpod_shim::pod::refresh::{self, Metadata, RefreshError};
 use vmpod_shim::pod::registry;
+use vmpod_shim::pod::replan::ReplanError;
 use vmpod_shim::pod::roots::Roots;
 
 use crate::cli::UpdateArguments;
@@ -27,7 +28,7 @@ pub fn update(roots: &Roots, arguments: &UpdateArguments) -> anyhow::Result<u8> 
     };
     let changed = match refresh::refresh(&pod.paths, &record, &changes, host_facts()) {
         // What is wrong with a manifest has an exit status of its own.
-        Err(RefreshError::Invalid(problems)) => return Err(problems.into()),
+        Err(RefreshError::Plan(ReplanError::Invalid(problems))) => return Err(problems.into()),
         other => other?,
     };
     let mut out = io::stdout().lock();

@@ -14,7 +14,7 @@ use crate::containerd::sandbox::Sandbox;
 use crate::containerd::sandbox_wish::SandboxWish;
 use crate::containerd::settings::Settings;
 use crate::containerd::stdio::ProcessStdio;
-use crate::pod::tree::{RootSource, SnapshotMount};
+use crate::pod::tree::{RootSource, SnapshotMount, with_writable_parts};
 
 impl Tasks {
     pub(super) async fn make(self: &Arc<Self>, request: CreateTask) -> Result<Arc<Task>, Fault> {
@@ -22,8 +22,7 @@ impl Tasks {
         let sandbox = match &bundle.role {
             Role::Sandbox | Role::Single => {
                 let path = request.settings.clone();
-                let settings = Settings::read(&path.unwrap_or_else(Settings::default_path))
-                    .map_err(|error| Fault::because("cannot use vmpod's settings", &error))?;
+                let settings = Settings::read(&path.unwrap_or_else(Settings::default_path))?;
                 let wish = SandboxWish::of(&bundle, settings, self.host_cpus)?;
                 self.start_sandbox(&wish).await?
             }
@@ -67,14 +66,12 @@ impl Tasks {
         if sandbox.has_etc {
             spec.add_pod_mounts();
         }
-        for number in 0..spec.binds.len() {
-            if spec.binds[number].has_writable_parts() {
-                spec.leave_protection(id, number);
-            }
+        for number in with_writable_parts(&spec.binds) {
+            spec.leave_protection(id, number);
         }
         let mut numbers = Vec::new();
         for block in &spec.blocks {
-            numbers.push(sandbox.attach_block(block.host()).await?);
+            numbers.push(sandbox.attach_block(block.host).await?);
         }
         spec.renumber(&numbers);
         let mut config = spec.config;

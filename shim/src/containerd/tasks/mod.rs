@@ -100,7 +100,7 @@ impl Task {
 }
 
 impl Tasks {
-    /// No tasks yet, for the sandbox at `place`.
+    /// No tasks yet, for the sandbox at `place`. `host_cpus` bounds the vCPUs.
     #[must_use]
     pub fn new(place: Place, publisher: Publisher, host_cpus: u64) -> Arc<Self> {
         Arc::new(Self {
@@ -112,6 +112,10 @@ impl Tasks {
             by_itself: AtomicBool::new(false),
             shutdown: watch::Sender::new(false),
         })
+    }
+
+    pub(super) fn host_cpus(&self) -> u64 {
+        self.host_cpus
     }
 
     fn tasks(&self) -> MutexGuard<'_, BTreeMap<String, Option<Arc<Task>>>> {

@@ -8,7 +8,6 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use vmpod_agent_protocol::messages as m;
 
 use super::Pod;
 use crate::pod::agent::{Agent, AgentError};
@@ -94,21 +93,13 @@ async fn attach_one(
             path: path.to_owned(),
             source,
         })?;
-    let request = m::AttachBlockRequest {
-        address: place.address,
-        size: place.size,
-        irq: place.irq,
-        serial,
-        ..Default::default()
-    };
-    let found = agent
-        .attach_block(&request)
+    agent
+        .attach_block(&place, serial)
         .await
         .map_err(|source| DiskError::Find {
             path: path.to_owned(),
             source,
-        })?;
-    Ok((found.major, found.minor))
+        })
 }
 
 /// Opens a disk for writing where that may be, and says whether it may not.

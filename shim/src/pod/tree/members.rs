@@ -29,18 +29,34 @@ pub struct HostBind {
 }
 
 impl HostBind {
-    /// Whether something is mounted below it that may be written to although it itself may not.
-    #[must_use]
-    pub fn has_writable_parts(&self) -> bool {
-        if !self.read_only || self.all_read_only || !self.recursive {
-            return false;
-        }
-        let Ok(source) = self.source.canonicalize() else {
-            return false;
-        };
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        mounts_in(&mounts).any(|place| place != source && place.starts_with(&source))
+    /// Whether what is mounted below it may be written to although it itself may not.
+    fn leaves_parts_writable(&self) -> bool {
+        self.read_only && self.recursive && !self.all_read_only
     }
+}
+
+/// Places of those in `binds` that may not be written to themselves while something that is mounted below them may.
+#[must_use]
+pub fn with_writable_parts(binds: &[HostBind]) -> Vec<usize> {
+    let found: Vec<(usize, &HostBind)> = binds
+        .iter()
+        .enumerate()
+        .filter(|(_, bind)| bind.leaves_parts_writable())
+        .collect();
+    if found.is_empty() {
+        return Vec::new();
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let has_parts = |bind: &HostBind| {
+        bind.source.canonicalize().is_ok_and(|source| {
+            mounts_in(&mounts).any(|place| place != source && place.starts_with(&source))
+        })
+    };
+    found
+        .into_iter()
+        .filter(|(_, bind)| has_parts(bind))
+        .map(|(number, _)| number)
+        .collect()
 }
 
 /// Mount points in the text of mountinfo (proc_pid_mountinfo(5)). Octal escapes stand for blanks and the like; a path with
@@ -200,11 +216,10 @@ mod tests {
             all_read_only: false,
         };
         // /proc is mounted below the root everywhere.
-        assert!(bind.has_writable_parts());
         let all = HostBind {
             all_read_only: true,
-            ..bind
+            ..bind.clone()
         };
-        assert!(!all.has_writable_parts());
+        assert_eq!(with_writable_parts(&[all, bind]), [1]);
     }
 }
