@@ -21,6 +21,9 @@ pub(super) struct Sources<'a> {
     pub(super) namespace: &'a str,
 }
 
+/// What a name that is none is told.
+pub(super) const VARIABLE_NAME: &str = "must be printable ASCII characters other than '='";
+
 /// The environment of one container, in the order in which it takes effect.
 pub(super) fn environment(
     container: &Container,
@@ -33,6 +36,16 @@ pub(super) fn environment(
     for (i, from) in container.env_from.iter().flatten().enumerate() {
         let path = format!("{path}.envFrom[{i}]");
         let prefix = from.prefix.as_deref().unwrap_or_default();
+        if !prefix.is_empty() && !names::environment_variable(prefix) {
+            collector.invalid(format!("{path}.prefix"), prefix, VARIABLE_NAME);
+        }
+        if from.config_map_ref.is_some() && from.secret_ref.is_some() {
+            collector.invalid(
+                &*path,
+                "",
+                "may not have more than one field specified at a time",
+            );
+        }
         let pairs = if let Some(r) = &from.config_map_ref {
             match sources.objects.config_maps.get(&r.name) {
                 Some(map) => text_of_config_map(map),
@@ -100,6 +113,20 @@ fn variable_value(
             variable.value.clone().unwrap_or_default(),
         ));
     };
+    let given = [
+        from.field_ref.is_some(),
+        from.resource_field_ref.is_some(),
+        from.config_map_key_ref.is_some(),
+        from.secret_key_ref.is_some(),
+        from.file_key_ref.is_some(),
+    ];
+    if given.iter().filter(|there| **there).count() > 1 {
+        collector.invalid(
+            format!("{path}.valueFrom"),
+            "",
+            "may not have more than one field specified at a time",
+        );
+    }
     if let Some(r) = &from.field_ref {
         let value = field(&r.field_path, sources);
         if value.is_none() {
@@ -140,28 +167,29 @@ fn variable_value(
         );
         return None;
     };
+    let path = format!("{path}.valueFrom.{kind}");
+    if key.is_empty() {
+        collector.required(format!("{path}.key"));
+        return None;
+    }
+    if let Err(why) = names::config_key(key) {
+        collector.invalid(format!("{path}.key"), key, why);
+        return None;
+    }
     match pairs {
-        None => missing(
-            optional,
-            &format!("{path}.valueFrom.{kind}.name"),
-            name,
-            collector,
-        ),
+        None => missing(optional, &format!("{path}.name"), name, collector),
         Some(mut pairs) => match pairs.remove(key) {
             Some(value) => return Some(EnvValue::Literal(value)),
-            None => missing(
-                optional,
-                &format!("{path}.valueFrom.{kind}.key"),
-                key,
-                collector,
-            ),
+            None => missing(optional, &format!("{path}.key"), key, collector),
         },
     }
     None
 }
 
 fn missing(optional: Option<bool>, path: &str, name: &str, collector: &mut Collector<'_>) {
-    if optional != Some(true) {
+    if name.is_empty() {
+        collector.required(path);
+    } else if optional != Some(true) {
         collector.not_found(path, name);
     }
 }

@@ -105,6 +105,28 @@ pub(super) fn environment_variable(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|b| (0x20..0x7f).contains(&b) && b != b'=')
 }
 
+/// Key of a ConfigMap or Secret.
+pub(super) fn config_key(key: &str) -> Result<(), &'static str> {
+    let letters = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    match key {
+        "." | ".." => Err("must not be '.' or '..'"),
+        _ if key.len() > 253 => Err("must be no more than 253 characters"),
+        _ if key.is_empty() || !key.bytes().all(letters) => {
+            Err("a valid config key must consist of alphanumeric characters, '-', '_' or '.'")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Domain that a resolver appends: a subdomain with underscores, which may end with a dot or be one.
+pub(super) fn search_domain(name: &str) -> Result<(), &'static str> {
+    if name == "." {
+        return Ok(());
+    }
+    let name = name.strip_suffix('.').unwrap_or(name);
+    dns_subdomain(&name.replace('_', "a"))
+}
+
 /// Relative and without a `..` part.
 pub(super) fn relative_path(path: &str) -> bool {
     !path.starts_with('/') && !path.contains('\0') && path.split('/').all(|part| part != "..")

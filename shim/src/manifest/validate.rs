@@ -2,6 +2,7 @@
 
 mod care;
 mod container;
+mod dns;
 mod metadata;
 
 pub(super) use metadata::metadata;
@@ -108,20 +109,10 @@ fn pod_fields(spec: &PodSpec, collector: &mut Collector<'_>) {
             );
         }
     }
-    for (i, server) in spec
-        .dns_config
-        .iter()
-        .flat_map(|d| d.nameservers.iter().flatten())
-        .enumerate()
-    {
-        if server.parse::<std::net::IpAddr>().is_err() {
-            collector.invalid(
-                format!("spec.dnsConfig.nameservers[{i}]"),
-                server,
-                "must be a valid IP address",
-            );
-        }
+    if let Some(config) = &spec.dns_config {
+        dns::config(config, collector);
     }
+    metadata::labels(&spec.node_selector, "spec.nodeSelector", collector);
     for (i, alias) in spec.host_aliases.iter().flatten().enumerate() {
         if alias.ip.parse::<std::net::IpAddr>().is_err() {
             collector.invalid(
@@ -172,13 +163,19 @@ fn pod_fields(spec: &PodSpec, collector: &mut Collector<'_>) {
             &["OnRootMismatch", "Always"],
         );
     }
+    let mut sysctls = BTreeSet::new();
     for (i, sysctl) in security.sysctls.iter().flatten().enumerate() {
-        if !names::sysctl(&sysctl.name) {
+        let field = format!("{path}.sysctls[{i}].name");
+        if sysctl.name.is_empty() {
+            collector.required(field);
+        } else if !names::sysctl(&sysctl.name) {
             collector.invalid(
-                format!("{path}.sysctls[{i}].name"),
+                field,
                 &sysctl.name,
                 "must be a sysctl name such as net.core.somaxconn",
             );
+        } else if !sysctls.insert(sysctl.name.replace('/', ".")) {
+            collector.duplicate(field, &sysctl.name);
         }
     }
     if let Some(profile) = &security.seccomp_profile {
@@ -235,20 +232,17 @@ fn volumes(volumes: &[Volume], collector: &mut Collector<'_>) -> BTreeSet<String
     for (i, volume) in volumes.iter().enumerate() {
         let path = format!("spec.volumes[{i}]");
         name(&volume.name, &format!("{path}.name"), &mut seen, collector);
-        let sources = serde_json::to_value(volume)
-            .ok()
-            .and_then(|v| {
-                v.as_object()
-                    .map(|o| o.len() - usize::from(o.contains_key("name")))
-            })
-            .unwrap_or(0);
-        match sources {
-            0 => collector.add(path.clone(), "Required value: must specify a volume type"),
-            1 => {}
-            _ => collector.add(
-                path.clone(),
+        let fields = serde_json::to_value(volume).unwrap_or_default();
+        let fields = fields.as_object().into_iter().flatten();
+        let mut types = fields.map(|(field, _)| field).filter(|f| *f != "name");
+        if types.next().is_none() {
+            collector.add(path.clone(), "Required value: must specify a volume type");
+        }
+        for further in types {
+            collector.add(
+                format!("{path}.{further}"),
                 "Forbidden: may not specify more than 1 volume type",
-            ),
+            );
         }
         if let Some(host) = &volume.host_path {
             let field = format!("{path}.hostPath");
@@ -301,16 +295,6 @@ fn volumes(volumes: &[Volume], collector: &mut Collector<'_>) -> BTreeSet<String
                     &["Always", "IfNotPresent", "Never"],
                 );
             }
-        }
-        if let Some(map) = &volume.config_map
-            && map.name.is_empty()
-        {
-            collector.required(format!("{path}.configMap.name"));
-        }
-        if let Some(secret) = &volume.secret
-            && secret.secret_name.as_deref().unwrap_or_default().is_empty()
-        {
-            collector.required(format!("{path}.secret.secretName"));
         }
     }
     seen

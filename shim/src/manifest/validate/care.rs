@@ -78,10 +78,10 @@ pub(super) fn care(
 
 fn probe(p: &Probe, field: &str, path: &str, c: &Container, collector: &mut Collector<'_>) {
     let handlers = [
-        p.exec.is_some(),
-        p.http_get.is_some(),
-        p.tcp_socket.is_some(),
-        p.grpc.is_some(),
+        ("exec", p.exec.is_some()),
+        ("httpGet", p.http_get.is_some()),
+        ("tcpSocket", p.tcp_socket.is_some()),
+        ("grpc", p.grpc.is_some()),
     ];
     one_handler(&handlers, path, collector);
     let ports = c.ports.as_deref().unwrap_or_default();
@@ -133,10 +133,10 @@ fn hook(
     collector: &mut Collector<'_>,
 ) {
     let handlers = [
-        hook.exec.is_some(),
-        hook.http_get.is_some(),
-        hook.tcp_socket.is_some(),
-        hook.sleep.is_some(),
+        ("exec", hook.exec.is_some()),
+        ("httpGet", hook.http_get.is_some()),
+        ("tcpSocket", hook.tcp_socket.is_some()),
+        ("sleep", hook.sleep.is_some()),
     ];
     one_handler(&handlers, path, collector);
     if let Some(action) = &hook.exec {
@@ -169,11 +169,16 @@ fn hook(
     }
 }
 
-fn one_handler(handlers: &[bool], path: &str, collector: &mut Collector<'_>) {
-    match handlers.iter().filter(|there| **there).count() {
-        0 => collector.add(path, "Required value: must specify a handler type"),
-        1 => {}
-        _ => collector.add(path, "Forbidden: may not specify more than 1 handler type"),
+fn one_handler(handlers: &[(&str, bool)], path: &str, collector: &mut Collector<'_>) {
+    let mut given = handlers.iter().filter(|(_, there)| *there);
+    if given.next().is_none() {
+        collector.add(path, "Required value: must specify a handler type");
+    }
+    for (field, _) in given {
+        collector.add(
+            format!("{path}.{field}"),
+            "Forbidden: may not specify more than 1 handler type",
+        );
     }
 }
 

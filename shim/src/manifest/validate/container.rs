@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::core::v1::Container;
 
 use super::{Seen, ids, name, seccomp};
+use crate::manifest::environment::VARIABLE_NAME;
 use crate::manifest::names;
 use crate::manifest::problem::Collector;
 use crate::manifest::quantity;
@@ -49,11 +50,7 @@ pub(super) fn container(
         if env.name.is_empty() {
             collector.required(format!("{field}.name"));
         } else if !names::environment_variable(&env.name) {
-            collector.invalid(
-                format!("{field}.name"),
-                &env.name,
-                "must be printable ASCII characters other than '='",
-            );
+            collector.invalid(format!("{field}.name"), &env.name, VARIABLE_NAME);
         }
         if env.value_from.is_some() && env.value.as_deref().is_some_and(|v| !v.is_empty()) {
             collector.invalid(

@@ -117,19 +117,27 @@ impl Made {
         collector: &mut Collector<'_>,
     ) {
         let optional = source.optional == Some(true);
+        let items = source.items.unwrap_or_default();
+        for (i, item) in items.iter().enumerate() {
+            let path = format!("{}.items[{i}]", source.path);
+            self.item(item, &path, collector);
+        }
+        let name_field = format!("{}.{}", source.path, source.name_field);
+        if source.name.is_empty() {
+            collector.required(name_field);
+            self.broken = true;
+            return;
+        }
         let mut content = match content {
             Some(content) => content,
             None if optional => return,
             None => {
-                collector.not_found(
-                    format!("{}.{}", source.path, source.name_field),
-                    source.name,
-                );
+                collector.not_found(name_field, source.name);
                 self.broken = true;
                 return;
             }
         };
-        let Some(items) = source.items.filter(|items| !items.is_empty()) else {
+        if items.is_empty() {
             for (key, bytes) in content {
                 if names::relative_path(&key) {
                     let mode = source.mode;
@@ -137,16 +145,14 @@ impl Made {
                 }
             }
             return;
-        };
+        }
+        if self.broken {
+            return;
+        }
         for (i, item) in items.iter().enumerate() {
             let path = format!("{}.items[{i}]", source.path);
-            if !file_path(&item.path, &format!("{path}.path"), collector) {
-                self.broken = true;
-                continue;
-            }
-            let mode = item
-                .mode
-                .map_or(source.mode, |m| mode(m, &format!("{path}.mode"), collector));
+            let bits = item.mode.and_then(|mode| u32::try_from(mode).ok());
+            let mode = bits.unwrap_or(source.mode);
             match content.remove(&item.key) {
                 Some(bytes) => {
                     self.add(
@@ -160,6 +166,19 @@ impl Made {
                 None => collector.not_found(format!("{path}.key"), &item.key),
             }
         }
+    }
+
+    /// Checks which key becomes which file.
+    fn item(&mut self, item: &KeyToPath, path: &str, collector: &mut Collector<'_>) {
+        let before = collector.problems.len();
+        if item.key.is_empty() {
+            collector.required(format!("{path}.key"));
+        }
+        file_path(&item.path, &format!("{path}.path"), collector);
+        if let Some(bits) = item.mode {
+            mode(bits, &format!("{path}.mode"), collector);
+        }
+        self.broken |= collector.problems.len() > before;
     }
 
     fn downward(
@@ -289,7 +308,11 @@ fn of_secret(secret: &Secret) -> BTreeMap<String, Vec<u8>> {
 }
 
 fn file_path(name: &str, path: &str, collector: &mut Collector<'_>) -> bool {
-    let good = !name.is_empty() && names::relative_path(name) && !name.starts_with("..");
+    if name.is_empty() {
+        collector.required(path);
+        return false;
+    }
+    let good = names::relative_path(name) && !name.starts_with("..");
     if !good {
         collector.invalid(
             path,
@@ -345,7 +368,15 @@ fn downward_text(
                 }
             }
         }
-        _ => {
+        (Some(_), Some(_)) => {
+            collector.invalid(
+                path,
+                "resource",
+                "fieldRef and resourceFieldRef can not be specified simultaneously",
+            );
+            None
+        }
+        (None, None) => {
             collector.add(
                 path,
                 "Required value: one of fieldRef and resourceFieldRef is required",
