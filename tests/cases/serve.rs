@@ -14,9 +14,14 @@ struct Server {
 
 impl Server {
     fn start(folder: &Path, port: u16) -> Self {
+        Self::start_with(folder, port, &[])
+    }
+
+    fn start_with(folder: &Path, port: u16, options: &[&str]) -> Self {
         let address = format!("127.0.0.1:{port}");
         let child = vmpod(["serve", "--listen", &address, "--manifests"])
             .arg(folder)
+            .args(options)
             .spawn();
         let server = Self { child, address };
         eventually("an answer of serve", || server.get("/healthz"));
@@ -198,4 +203,55 @@ fn serve_shows_pods_whose_images_cannot_be_had_and_starts_them_when_they_can() {
     drop(server);
     vmpod(["rm", "-f", &name]).ok();
     vmpod(["image", "rm", "late:1"]).ok();
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn serve_gives_pods_the_objects_of_its_resource_files_and_their_changes() {
+    let name = format!("fed-{}", std::process::id());
+    let pod = Pod::of_text(&name, "");
+    let folder = pod.directory.path().join("manifests");
+    std::fs::create_dir(&folder).expect("make the folder");
+    let settings = pod.directory.path().join("settings.yaml");
+    let say = |word: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: m}}\ndata: {{word: {word}}}\n"
+        );
+        std::fs::write(&settings, text).expect("write the resources");
+    };
+    say("before");
+    let text = format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  terminationGracePeriodSeconds: 1
+  volumes: [{{name: v, configMap: {{name: m}}}}]
+  containers:
+  - name: c
+    image: busybox
+    env: [{{name: WORD, valueFrom: {{configMapKeyRef: {{name: m, key: word}}}}}}]
+    command: [sh, -c, 'echo env $WORD; while sleep 0.2; do cat /v/word; echo; done']
+    volumeMounts: [{{name: v, mountPath: /v}}]
+"
+    );
+    std::fs::write(folder.join("fed.yaml"), text).expect("write the manifest");
+    let server = Server::start_with(
+        &folder,
+        10_304,
+        &["--resource", &settings.to_string_lossy()],
+    );
+    let says = |word: &str| {
+        eventually(&format!("the word {word:?}"), || {
+            let outcome = vmpod(["logs", "-c", "c", &name]).run();
+            outcome.out.contains(word).then_some(())
+        });
+    };
+    says("env before");
+    let id = pod.inspect()["vmpod"]["id"].clone();
+    say("after");
+    says("after");
+    assert_eq!(pod.inspect()["vmpod"]["id"], id, "the pod goes on");
+    drop(server);
+    vmpod(["rm", "-f", &name]).ok();
 }

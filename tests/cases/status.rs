@@ -82,6 +82,42 @@ fn conditions_follow_the_pods_life() {
 
 #[test]
 #[ignore = "starts virtual machines: run by cargo xtask test"]
+fn readiness_waits_for_its_gates_which_update_opens() {
+    let pod = Pod::new(
+        "
+  terminationGracePeriodSeconds: 1
+  readinessGates: [{conditionType: example.com/in-service}]
+  containers: [{name: c, image: busybox, command: [sleep, '1000']}]",
+    );
+    pod.start();
+    pod.await_phase("Running");
+    let seen = eventually("the container's readiness", || {
+        let seen = pod.inspect();
+        condition(&seen, "ContainersReady")
+            .starts_with("True")
+            .then_some(seen)
+    });
+    assert_eq!(
+        condition(&seen, "Ready"),
+        "False ReadinessGatesNotReady corresponding condition of pod readiness gate \"example.com/in-service\" does not exist."
+    );
+    let set = |word: &str| vmpod(["update", &pod.name, "--condition", word]);
+    set("example.com/in-service").ok();
+    // The command ends when the condition is there.
+    let seen = pod.inspect();
+    assert_eq!(condition(&seen, "example.com/in-service"), "True");
+    assert_eq!(condition(&seen, "Ready"), "True");
+    set("example.com/in-service=False").ok();
+    assert_eq!(
+        condition(&pod.inspect(), "Ready"),
+        "False ReadinessGatesNotReady the status of pod readiness gate \"example.com/in-service\" is not \"True\", but False"
+    );
+    set("Ready").fails(125, &["\"Ready\"", "vmpod makes this one itself"]);
+    set("a b").fails(125, &["\"a b\"", "alphanumeric"]);
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
 fn inspect_as_yaml_is_the_pod_with_its_status() {
     let pod = Pod::new(
         "

@@ -22,5 +22,6 @@ mod volume_devices;
 mod volumes;
 
 pub use documents::{Objects, objects, partly};
+pub use names::qualified;
 pub use planner::{HostFacts, plan};
 pub use problem::{Problem, Problems};

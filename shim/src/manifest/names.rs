@@ -58,8 +58,11 @@ pub(super) fn service_name(name: &str) -> Result<(), &'static str> {
     }
 }
 
-/// Key of a label or an annotation: a name of at most 63 characters, behind a DNS subdomain and a slash or alone.
-pub(super) fn qualified(key: &str) -> Result<(), &'static str> {
+/// Key of a label or an annotation, or type of a condition: a name of at most 63 characters, behind a DNS subdomain and a slash or alone.
+///
+/// # Errors
+/// What is wrong with it, in the API server's words.
+pub fn qualified(key: &str) -> Result<(), &'static str> {
     let name = match key.split_once('/') {
         Some((prefix, name)) => {
             dns_subdomain(prefix)?;

@@ -45,6 +45,8 @@ pub struct PodPlan {
     pub dns: DnsPlan,
     /// `spec.hostAliases`: address and its names.
     pub host_aliases: Vec<(String, Vec<String>)>,
+    /// `spec.readinessGates`: types of conditions.
+    pub readiness_gates: Vec<String>,
     /// `spec.volumes`, in manifest order.
     pub volumes: Vec<VolumePlan>,
     /// Every `hostPort` of every container.

@@ -156,6 +156,12 @@ pub fn plan(
             .flatten()
             .map(|a| (a.ip.clone(), a.hostnames.clone().unwrap_or_default()))
             .collect(),
+        readiness_gates: spec
+            .readiness_gates
+            .iter()
+            .flatten()
+            .map(|gate| gate.condition_type.clone())
+            .collect(),
         volumes,
         host_ports: host_ports(spec),
         init_containers,

@@ -79,10 +79,7 @@ pub const FIELDS: &[(&str, Support)] = &[
     ("spec.preemptionPolicy", NoEffect(SCHEDULER)),
     ("spec.priority", NoEffect(SCHEDULER)),
     ("spec.priorityClassName", NoEffect(SCHEDULER)),
-    (
-        "spec.readinessGates",
-        Refused("nobody here sets conditions of pods, so that the pod would never be ready"),
-    ),
+    ("spec.readinessGates", Works),
     (
         "spec.resourceClaims",
         Refused("there are no dynamic resource drivers here"),

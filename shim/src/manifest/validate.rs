@@ -109,6 +109,12 @@ fn pod_fields(spec: &PodSpec, collector: &mut Collector<'_>) {
             );
         }
     }
+    for (i, gate) in spec.readiness_gates.iter().flatten().enumerate() {
+        if let Err(why) = names::qualified(&gate.condition_type) {
+            let path = format!("spec.readinessGates[{i}].conditionType");
+            collector.invalid(path, &gate.condition_type, why);
+        }
+    }
     if let Some(config) = &spec.dns_config {
         dns::config(config, collector);
     }

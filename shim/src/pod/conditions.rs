@@ -19,34 +19,62 @@ pub struct Condition {
     pub since_ns: i64,
 }
 
+/// Those that vmpod makes itself.
+const OWN: [&str; 5] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+];
+
+/// Whether a condition of that type is made by vmpod, so that nobody else may set it.
+#[must_use]
+pub fn is_own(kind: &str) -> bool {
+    OWN.contains(&kind)
+}
+
+/// Takes over a condition that somebody else has set; one of vmpod's own stays as it is.
+pub fn set(status: &mut PodStatus, kind: &str, holds: bool, now_ns: i64) {
+    if is_own(kind) {
+        return;
+    }
+    put(status, kind, Made::plain(holds), now_ns);
+    refresh(status, now_ns);
+}
+
 /// Brings `status.conditions` up to date. A condition keeps its time as long as it does not change.
 pub fn refresh(status: &mut PodStatus, now_ns: i64) {
     let made = [
-        ("PodReadyToStartContainers", sandbox(status)),
-        ("Initialized", initialized(status)),
-        ("Ready", ready(status)),
-        ("ContainersReady", ready(status)),
-        ("PodScheduled", Made::holds()),
+        sandbox(status),
+        initialized(status),
+        ready(status),
+        containers_ready(status),
+        Made::plain(true),
     ];
-    for (kind, made) in made {
-        let old = status.conditions.iter_mut().find(|c| c.kind == kind);
-        let since_ns = match &old {
-            Some(old) if old.holds == made.holds => old.since_ns,
-            // It was there before anything else.
-            None if kind == "PodScheduled" => status.created_at_ns,
-            _ => now_ns,
-        };
-        let new = Condition {
-            kind: kind.to_owned(),
-            holds: made.holds,
-            reason: made.reason.to_owned(),
-            message: made.message,
-            since_ns,
-        };
-        match old {
-            Some(old) => *old = new,
-            None => status.conditions.push(new),
-        }
+    for (kind, made) in OWN.into_iter().zip(made) {
+        put(status, kind, made, now_ns);
+    }
+}
+
+fn put(status: &mut PodStatus, kind: &str, made: Made, now_ns: i64) {
+    let old = status.conditions.iter_mut().find(|c| c.kind == kind);
+    let since_ns = match &old {
+        Some(old) if old.holds == made.holds => old.since_ns,
+        // It was there before anything else.
+        None if kind == "PodScheduled" => status.created_at_ns,
+        _ => now_ns,
+    };
+    let new = Condition {
+        kind: kind.to_owned(),
+        holds: made.holds,
+        reason: made.reason.to_owned(),
+        message: made.message,
+        since_ns,
+    };
+    match old {
+        Some(old) => *old = new,
+        None => status.conditions.push(new),
     }
 }
 
@@ -57,9 +85,9 @@ struct Made {
 }
 
 impl Made {
-    fn holds() -> Self {
+    fn plain(holds: bool) -> Self {
         Self {
-            holds: true,
+            holds,
             reason: "",
             message: String::new(),
         }
@@ -77,9 +105,9 @@ impl Made {
 /// The machine with the pod's network is there.
 fn sandbox(status: &PodStatus) -> Made {
     if status.phase == Phase::Preparing || status.phase.is_final() {
-        Made::fails("", String::new())
+        Made::plain(false)
     } else {
-        Made::holds()
+        Made::plain(true)
     }
 }
 
@@ -87,7 +115,7 @@ fn initialized(status: &PodStatus) -> Made {
     if status.phase == Phase::Succeeded {
         return Made {
             reason: "PodCompleted",
-            ..Made::holds()
+            ..Made::plain(true)
         };
     }
     // Once the main containers have begun, it stays so whatever becomes of a sidecar.
@@ -108,7 +136,7 @@ fn initialized(status: &PodStatus) -> Made {
         .map(|c| c.name.as_str())
         .collect();
     if begun || missing.is_empty() {
-        Made::holds()
+        Made::plain(true)
     } else {
         Made::fails(
             "ContainersNotInitialized",
@@ -117,7 +145,36 @@ fn initialized(status: &PodStatus) -> Made {
     }
 }
 
+/// The containers are, and every readiness gate holds.
 fn ready(status: &PodStatus) -> Made {
+    let containers = containers_ready(status);
+    if !containers.holds {
+        return containers;
+    }
+    let closed: Vec<String> = status
+        .readiness_gates
+        .iter()
+        .filter_map(|gate| {
+            let condition = status.conditions.iter().find(|c| c.kind == *gate);
+            match condition {
+                Some(condition) if condition.holds => None,
+                Some(_) => Some(format!(
+                    "the status of pod readiness gate {gate:?} is not \"True\", but False"
+                )),
+                None => Some(format!(
+                    "corresponding condition of pod readiness gate {gate:?} does not exist."
+                )),
+            }
+        })
+        .collect();
+    if closed.is_empty() {
+        containers
+    } else {
+        Made::fails("ReadinessGatesNotReady", closed.join(", "))
+    }
+}
+
+fn containers_ready(status: &PodStatus) -> Made {
     match status.phase {
         Phase::Succeeded => return Made::fails("PodCompleted", String::new()),
         Phase::Failed => return Made::fails("PodFailed", String::new()),
@@ -132,7 +189,7 @@ fn ready(status: &PodStatus) -> Made {
         .map(|c| c.name.as_str())
         .collect();
     if unready.is_empty() {
-        Made::holds()
+        Made::plain(true)
     } else {
         Made::fails(
             "ContainersNotReady",
@@ -168,6 +225,29 @@ mod tests {
         assert_eq!(find(&status, "Initialized").since_ns, 100);
         refresh(&mut status, 300);
         assert_eq!(find(&status, "Ready").since_ns, 200, "no change");
+    }
+
+    #[test]
+    fn readiness_waits_for_the_gates_and_the_containers_for_none() {
+        let mut status = running();
+        status.readiness_gates = vec!["a.example/fed".into(), "b.example/shod".into()];
+        refresh(&mut status, 100);
+        assert!(find(&status, "ContainersReady").holds);
+        set(&mut status, "a.example/fed", false, 110);
+        let ready = find(&status, "Ready");
+        assert_eq!((ready.holds, ready.since_ns), (false, 100));
+        assert_eq!(ready.reason, "ReadinessGatesNotReady");
+        assert_eq!(
+            ready.message,
+            "the status of pod readiness gate \"a.example/fed\" is not \"True\", but False, \
+             corresponding condition of pod readiness gate \"b.example/shod\" does not exist."
+        );
+        set(&mut status, "a.example/fed", true, 120);
+        set(&mut status, "b.example/shod", true, 130);
+        let ready = find(&status, "Ready");
+        assert_eq!((ready.holds, ready.since_ns), (true, 130));
+        set(&mut status, "Ready", false, 140);
+        assert!(find(&status, "Ready").holds, "it is vmpod's own");
     }
 
     #[test]

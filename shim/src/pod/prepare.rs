@@ -292,6 +292,7 @@ fn fill(
         sysctls: plan.sysctls.clone(),
         resolv_conf: tree::resolv_conf(&plan.dns),
         host_aliases: plan.host_aliases.clone(),
+        readiness_gates: plan.readiness_gates.clone(),
         volumes,
         memory_volumes,
         host_ports: plan.host_ports.clone(),

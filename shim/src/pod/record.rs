@@ -71,6 +71,9 @@ pub struct PodRecord {
     pub resolv_conf: String,
     /// Further lines of `/etc/hosts`: address and names.
     pub host_aliases: Vec<(String, Vec<String>)>,
+    /// Types of conditions that the pod's readiness waits for.
+    #[serde(default)]
+    pub readiness_gates: Vec<String>,
     /// Volumes of the shared tree.
     pub volumes: Vec<VolumeRecord>,
     /// Volumes in guest memory.

@@ -165,6 +165,12 @@ impl PodPaths {
         self.run.join("source.yaml")
     }
 
+    /// Conditions of the pod that somebody else has set, by type.
+    #[must_use]
+    pub fn conditions(&self) -> PathBuf {
+        self.run.join("conditions.json")
+    }
+
     /// Ephemeral containers that the supervisor is asked for, one file each.
     #[must_use]
     pub fn ephemeral(&self) -> PathBuf {

@@ -92,6 +92,9 @@ pub struct PodStatus {
     /// `status.conditions`.
     #[serde(default)]
     pub conditions: Vec<Condition>,
+    /// Types of conditions that `Ready` waits for.
+    #[serde(default)]
+    pub readiness_gates: Vec<String>,
 }
 
 /// State of a container.
@@ -250,6 +253,7 @@ impl PodStatus {
             guest: BTreeMap::new(),
             abandoned: false,
             conditions: Vec::new(),
+            readiness_gates: record.readiness_gates.clone(),
         };
         conditions::refresh(&mut status, record.created_at_ns);
         status
@@ -456,6 +460,7 @@ pub mod example {
             guest: BTreeMap::new(),
             abandoned: false,
             conditions: Vec::new(),
+            readiness_gates: Vec::new(),
         }
     }
 }

@@ -12,7 +12,7 @@ use vmpod_shim::manifest::plan::PodPlan;
 use vmpod_shim::oci::PodAddresses;
 use vmpod_shim::pod::durable;
 use vmpod_shim::pod::prepare::compose;
-use vmpod_shim::pod::process::{self, ProcessIdentity};
+use vmpod_shim::pod::process;
 use vmpod_shim::pod::record::EphemeralRecord;
 use vmpod_shim::pod::replan::{ReplanError, replan};
 use vmpod_shim::pod::roots::Roots;
@@ -31,13 +31,10 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 /// How often the pod's status is looked at meanwhile.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// SIGUSR1 in a mask of signals (proc(5), SigCgt).
-const USER_SIGNAL: u64 = 1 << 9;
-
 /// `vmpod debug`
 pub fn debug(roots: &Roots, arguments: &DebugArguments) -> anyhow::Result<u8> {
     let pod = guest::running(roots, &arguments.pod)?;
-    let supervisor = listening(&pod)?;
+    let supervisor = pod.supervisor()?;
     let name = arguments.container.clone().unwrap_or_else(fresh_name);
     if pod.record.every_container().any(|c| c.name == name) {
         bail!("pod {:?} has a container {name:?} already", pod.status.name);
@@ -107,28 +104,6 @@ pub fn debug(roots: &Roots, arguments: &DebugArguments) -> anyhow::Result<u8> {
             name,
         },
     )
-}
-
-/// The pod's supervisor, which must listen for requests: one of an older vmpod would be killed by the signal.
-fn listening(pod: &RunningPod) -> anyhow::Result<ProcessIdentity> {
-    let listens = |identity: &ProcessIdentity| {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", identity.pid)).ok()?;
-        let mask = status.lines().find_map(|l| l.strip_prefix("SigCgt:"))?;
-        let mask = u64::from_str_radix(mask.trim(), 16).ok()?;
-        Some(mask & USER_SIGNAL != 0)
-    };
-    match pod.status.supervisor {
-        Some(identity) if identity.is_alive() => {
-            if listens(&identity) == Some(true) {
-                return Ok(identity);
-            }
-            bail!(
-                "pod {:?} still starts, or was started by a vmpod that cannot add containers",
-                pod.status.name
-            )
-        }
-        _ => bail!("nobody looks after pod {:?}", pod.status.name),
-    }
 }
 
 /// `debugger-` and five letters, as kubectl makes names up.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use vmpod_shim::pod::agent::Agent;
 use vmpod_shim::pod::durable;
+use vmpod_shim::pod::process::ProcessIdentity;
 use vmpod_shim::pod::record::PodRecord;
 use vmpod_shim::pod::registry::{self, FoundPod};
 use vmpod_shim::pod::roots::{PodPaths, Roots};
@@ -28,6 +29,9 @@ pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 pub async fn agent(paths: &PodPaths) -> anyhow::Result<Agent> {
     Ok(Agent::connect(&paths.vsock(), CONNECT_LIMIT).await?.0)
 }
+
+/// SIGUSR1 in a mask of signals (proc(5), SigCgt).
+const USER_SIGNAL: u64 = 1 << 9;
 
 /// A pod that runs, with its record and status.
 #[derive(Debug)]
@@ -58,6 +62,28 @@ pub fn running(roots: &Roots, selector: &str) -> anyhow::Result<RunningPod> {
 }
 
 impl RunningPod {
+    /// The pod's supervisor, which must listen for requests: one of an older vmpod would be killed by SIGUSR1.
+    pub fn supervisor(&self) -> anyhow::Result<ProcessIdentity> {
+        let listens = |identity: &ProcessIdentity| {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", identity.pid)).ok()?;
+            let mask = status.lines().find_map(|l| l.strip_prefix("SigCgt:"))?;
+            let mask = u64::from_str_radix(mask.trim(), 16).ok()?;
+            Some(mask & USER_SIGNAL != 0)
+        };
+        match self.status.supervisor {
+            Some(identity) if identity.is_alive() => {
+                if listens(&identity) == Some(true) {
+                    return Ok(identity);
+                }
+                bail!(
+                    "pod {:?} still starts, or was started by a vmpod that cannot add containers",
+                    self.status.name
+                )
+            }
+            _ => bail!("nobody looks after pod {:?}", self.status.name),
+        }
+    }
+
     /// The container named `wanted`, or the one that the pod's annotation names, or the first one.
     pub fn container(&self, wanted: Option<&str>) -> anyhow::Result<&ContainerStatus> {
         let name = wanted

@@ -2,17 +2,30 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use vmpod_shim::pod::durable;
+use vmpod_shim::manifest::qualified;
 use vmpod_shim::pod::record::PodRecord;
 use vmpod_shim::pod::refresh::{self, Metadata, RefreshError};
 use vmpod_shim::pod::registry;
 use vmpod_shim::pod::replan::ReplanError;
 use vmpod_shim::pod::roots::Roots;
+use vmpod_shim::pod::status::PodStatus;
+use vmpod_shim::pod::{conditions, durable, process};
 
 use crate::cli::UpdateArguments;
 use crate::run::host_facts;
+use crate::{guest, lifecycle};
+
+/// Conditions of a pod that others set.
+const CONDITIONS: usize = 64;
+
+/// How long the supervisor may take to take a condition over.
+const TAKEN_LIMIT: Duration = Duration::from_secs(20);
+
+/// How often that is looked at meanwhile.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// `vmpod update`: prints the names of the volumes that have changed.
 pub fn update(roots: &Roots, arguments: &UpdateArguments) -> anyhow::Result<u8> {
@@ -26,6 +39,12 @@ pub fn update(roots: &Roots, arguments: &UpdateArguments) -> anyhow::Result<u8> 
         labels: changes(&arguments.labels, "--label")?,
         annotations: changes(&arguments.annotations, "--annotation")?,
     };
+    if !arguments.conditions.is_empty() {
+        set_conditions(roots, arguments)?;
+        if changes == Metadata::default() {
+            return Ok(0);
+        }
+    }
     let changed = match refresh::refresh(&pod.paths, &record, &changes, host_facts()) {
         // What is wrong with a manifest has an exit status of its own.
         Err(RefreshError::Plan(ReplanError::Invalid(problems))) => return Err(problems.into()),
@@ -36,6 +55,70 @@ pub fn update(roots: &Roots, arguments: &UpdateArguments) -> anyhow::Result<u8> 
         writeln!(out, "{name}")?;
     }
     Ok(0)
+}
+
+/// Leaves the conditions for the pod's supervisor, and waits until it has them.
+fn set_conditions(roots: &Roots, arguments: &UpdateArguments) -> anyhow::Result<()> {
+    let wanted = arguments
+        .conditions
+        .iter()
+        .map(|word| condition(word))
+        .collect::<anyhow::Result<BTreeMap<String, bool>>>()?;
+    let pod = guest::running(roots, &arguments.pod)?;
+    let supervisor = pod.supervisor()?;
+    let paths = &pod.pod.paths;
+    let lock = paths.run.join("conditions.lock");
+    let _turn = process::lock(&lock).with_context(|| format!("cannot lock {}", lock.display()))?;
+    let mut set: BTreeMap<String, bool> = if paths.conditions().exists() {
+        durable::read_json(&paths.conditions())?
+    } else {
+        BTreeMap::new()
+    };
+    set.extend(wanted.clone());
+    if set.len() > CONDITIONS {
+        bail!("a pod has {CONDITIONS} conditions of others at most");
+    }
+    durable::write_json(&paths.conditions(), &set)?;
+    lifecycle::signal(&supervisor, rustix::process::Signal::USR1);
+    let deadline = Instant::now() + TAKEN_LIMIT;
+    loop {
+        let status: PodStatus = durable::read_json(&paths.status())?;
+        let has = |(kind, holds): (&String, &bool)| {
+            let mut conditions = status.conditions.iter();
+            conditions.any(|c| c.kind == *kind && c.holds == *holds)
+        };
+        if wanted.iter().all(has) {
+            return Ok(());
+        }
+        if !process::is_locked(&paths.lock()) {
+            bail!("pod {:?} has ended meanwhile", pod.status.name);
+        }
+        if Instant::now() >= deadline {
+            bail!(
+                "the supervisor of pod {:?} has not taken the conditions over within {} s",
+                pod.status.name,
+                TAKEN_LIMIT.as_secs()
+            );
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// `TYPE`, `TYPE=True` or `TYPE=False`.
+fn condition(word: &str) -> anyhow::Result<(String, bool)> {
+    let (kind, holds) = match word.split_once('=') {
+        None => (word, true),
+        Some((kind, "True" | "true")) => (kind, true),
+        Some((kind, "False" | "false")) => (kind, false),
+        Some(_) => bail!("--condition takes TYPE, TYPE=True or TYPE=False, not {word:?}"),
+    };
+    if let Err(why) = qualified(kind) {
+        bail!("--condition {kind:?}: {why}");
+    }
+    if conditions::is_own(kind) {
+        bail!("--condition {kind:?}: vmpod makes this one itself");
+    }
+    Ok((kind.to_owned(), holds))
 }
 
 /// `KEY=VALUE` and `KEY-`, as `kubectl label` takes them.
@@ -59,6 +142,16 @@ fn changes(words: &[String], option: &str) -> anyhow::Result<BTreeMap<String, Op
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn conditions_are_types_with_a_truth_and_none_of_vmpods_own() {
+        let read = |word: &str| condition(word).ok();
+        assert_eq!(read("a.example/fed"), Some(("a.example/fed".into(), true)));
+        assert_eq!(read("fed=False"), Some(("fed".into(), false)));
+        for wrong in ["Ready", "fed=maybe", "", "a b=True", "=True"] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn changes_are_set_and_taken_away() {

@@ -1,6 +1,7 @@
-//! Ephemeral containers: asked for by a file in the pod's directory and SIGUSR1, made by the agent's primitives beside the
-//! pod's own containers. They are never restarted and decide nothing about the pod.
+//! What a running pod is asked for by a file in its directory and SIGUSR1: ephemeral containers, made by the agent's
+//! primitives beside the pod's own containers, never restarted and of no say in the pod's life; and conditions of the pod.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use super::Pod;
 use super::containers::Containers;
 use crate::pod::agent::{Agent, AgentError};
 use crate::pod::clock;
+use crate::pod::conditions;
 use crate::pod::durable;
 use crate::pod::journal::chain;
 use crate::pod::record::{ContainerRecord, EphemeralRecord};
@@ -77,6 +79,7 @@ impl Ephemeral {
                 for record in requests(pod) {
                     self.begin(pod, containers, agent, record);
                 }
+                take_conditions(pod);
             }
             News::Of(name, step) => advance(pod, containers, &name, step),
         }
@@ -102,6 +105,15 @@ impl Ephemeral {
             return;
         }
         tokio::spawn(live(agent.clone(), record, self.tell.clone()));
+    }
+}
+
+/// Takes over the conditions that were set.
+fn take_conditions(pod: &mut Pod) {
+    let set: BTreeMap<String, bool> =
+        durable::read_json(&pod.paths.conditions()).unwrap_or_default();
+    for (kind, holds) in set {
+        conditions::set(&mut pod.status, &kind, holds, clock::now_ns());
     }
 }
 

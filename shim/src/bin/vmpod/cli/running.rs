@@ -12,6 +12,9 @@ pub struct UpdateArguments {
     /// Set an annotation, or take it away
     #[arg(short, long = "annotation", value_name = "KEY=VALUE|KEY-")]
     pub annotations: Vec<String>,
+    /// Set a condition of the pod, as one that a readiness gate waits for (True without a value)
+    #[arg(long = "condition", value_name = "TYPE[=True|False]")]
+    pub conditions: Vec<String>,
 }
 
 /// What a debugging container may do, as `kubectl debug --profile` has it.
