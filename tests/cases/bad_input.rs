@@ -280,14 +280,14 @@ fn namespaces_of_the_host_are_refused_with_the_reason_and_its_users_are_out_of_r
     );
     let pod = Pod::new(
         "
-  hostUsers: false
+  nodeName: somewhere
   restartPolicy: Never
   containers: [{name: c, image: busybox, command: ['true']}]",
     );
     let outcome = pod.run();
     assert_eq!(outcome.code, 0, "{outcome}");
     assert!(
-        outcome.err.contains("spec.hostUsers has no effect here"),
+        outcome.err.contains("spec.nodeName has no effect here"),
         "{outcome}"
     );
 }

@@ -22,4 +22,5 @@ mod serve;
 mod status;
 mod template;
 mod updates;
+mod user_namespace;
 mod volumes;

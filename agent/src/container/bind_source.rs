@@ -9,14 +9,19 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, makedev, mknod};
 use vmpod_agent_protocol::GUEST_ROOT;
 
+use super::device::{Device, DeviceKind};
 use super::inside::{self, Kind};
 use super::plan::RootPlan;
+
+/// Where nodes of devices are that the agent's /dev lacks.
+const NODES: &str = "/dev/vmpod";
 
 /// Makes the sources of all bind mounts mounts of the calling process's namespace, where they are on the host's side.
 /// Only directories are ever mounted by being gone through.
@@ -28,6 +33,57 @@ pub fn settle(plan: &RootPlan) {
             let _ = open_as(Path::new(&mount.source), OFlag::O_DIRECTORY);
         }
     }
+    if plan.bind_devices {
+        for device in plan
+            .devices
+            .iter()
+            .filter(|device| device.kind != DeviceKind::Fifo)
+        {
+            let _ = make_node(device);
+        }
+    }
+}
+
+/// Opens the agent's own node of a device (O_PATH), which a container in a user namespace gets as it may make none: the one of
+/// the same name, or what [`settle`] made.
+pub fn open_device(device: &Device) -> io::Result<OwnedFd> {
+    let path = if is_node_of(&device.path, device) {
+        device.path.clone()
+    } else {
+        node_of(device)
+    };
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    Ok(nix::fcntl::open(&path, flags, Mode::empty())?)
+}
+
+/// Makes a node of `device` where the agent's /dev has none at its path.
+fn make_node(device: &Device) -> io::Result<()> {
+    let path = node_of(device);
+    if is_node_of(&device.path, device) || is_node_of(&path, device) {
+        return Ok(());
+    }
+    fs::create_dir_all(NODES)?;
+    let mode = Mode::from_bits_truncate(device.mode);
+    let number = makedev(device.major, device.minor);
+    mknod(&path, device.kind.file_type(), mode, number)?;
+    std::os::unix::fs::lchown(&path, Some(device.uid), Some(device.gid))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(device.mode & 0o7777))
+}
+
+fn node_of(device: &Device) -> PathBuf {
+    let kind = if device.kind == DeviceKind::Block {
+        'b'
+    } else {
+        'c'
+    };
+    Path::new(NODES).join(format!("{kind}{}:{}", device.major, device.minor))
+}
+
+fn is_node_of(path: &Path, device: &Device) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| {
+        let kind = device.kind.file_type().bits();
+        found.mode() & libc::S_IFMT == kind && found.rdev() == makedev(device.major, device.minor)
+    })
 }
 
 /// Opens the source of a bind mount (O_PATH) and tells what it is. Below the host's shared trees links may not lead out:

@@ -13,6 +13,7 @@ use nix::sys::stat::Mode;
 use super::first_process::START_FAILED;
 use super::identity;
 use super::link::{ChildEnd, FromChild};
+use super::plan::NamespacePlan;
 use super::process_plan::ProcessPlan;
 use super::program::{
     Program, StandardStreams, Terminal, connect_pipes, enter_directory, new_session, open_null,
@@ -34,8 +35,8 @@ pub struct ExecProcess<'a> {
     pub streams: &'a StandardStreams,
     /// The container's first process.
     pub container: &'a OwnedFd,
-    /// Whether the container has a user namespace of its own.
-    pub user_namespace: bool,
+    /// What the container shares with nobody, and with whom it shares the rest.
+    pub namespaces: &'a NamespacePlan,
 }
 
 impl ExecProcess<'_> {
@@ -62,11 +63,11 @@ impl ExecProcess<'_> {
             | CloneFlags::CLONE_NEWIPC
             | CloneFlags::CLONE_NEWNET
             | CloneFlags::CLONE_NEWCGROUP;
-        if self.user_namespace {
+        if self.namespaces.other_users() {
             namespaces |= CloneFlags::CLONE_NEWUSER;
         }
         setns(self.container.as_fd(), namespaces).at(|| "join the container's namespaces")?;
-        if self.user_namespace {
+        if self.namespaces.other_users() {
             identity::become_root_of_namespace()?;
         }
         new_session()?;
@@ -74,7 +75,7 @@ impl ExecProcess<'_> {
         let terminal = process.terminal.then(|| self.open_terminal()).transpose()?;
         match &terminal {
             Some(terminal) => terminal.connect(process.uid)?,
-            None => connect_pipes(self.streams, &null, process.uid)?,
+            None => connect_pipes(self.streams, &null, self.namespaces.pipe_owner(process.uid))?,
         }
         enter_directory(&process.cwd)?;
         Ok((Program::find(process)?, terminal))

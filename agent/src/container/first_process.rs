@@ -64,13 +64,15 @@ impl FirstProcess<'_> {
             if !self.link.wait() {
                 return Err(StepError("the agent has given the container up".into()));
             }
+        }
+        if plan.namespaces.other_users() {
             identity::become_root_of_namespace()?;
         }
         self.enter_namespaces()?;
         new_session()?;
         identity::new_keyring();
         self.set_personality()?;
-        if !plan.namespaces.new_user() {
+        if !plan.namespaces.other_users() {
             identity::set_oom_score(process)?;
         }
         let null = open_null()?;
@@ -92,7 +94,7 @@ impl FirstProcess<'_> {
 
         match &terminal {
             Some(terminal) => terminal.connect(process.uid)?,
-            None => connect_pipes(self.streams, &null, process.uid)?,
+            None => connect_pipes(self.streams, &null, plan.namespaces.pipe_owner(process.uid))?,
         }
         enter_directory(&process.cwd)?;
         Ok((Program::find(process)?, terminal))

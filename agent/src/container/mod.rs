@@ -6,6 +6,7 @@
 
 mod api;
 mod bind_source;
+mod device;
 mod device_filter;
 mod engine;
 mod exec_process;
@@ -18,6 +19,7 @@ mod link;
 mod mount_options;
 mod mount_tree;
 mod plan;
+mod pod_users;
 mod process_plan;
 mod program;
 mod root_builder;
@@ -29,7 +31,9 @@ pub use api::{
     ContainerError, Containers, CreateContainer, CreateExec, ExecOutcome, PodLabel, ProcessName,
 };
 pub use engine::{Engine, EngineConfig};
+pub use identity::become_root_of_namespace;
 pub use plan::PlanError;
+pub use pod_users::{PodUsers, check_users, guest_id};
 pub use program::StandardStreams;
 pub use step::{At, StepError, reason};
 pub use sysctl::sysctls;

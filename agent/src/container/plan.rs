@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::MsFlags;
 use oci_spec::runtime::{
-    Hook, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, LinuxPersonalityDomain,
-    LinuxResources, Spec,
+    Hook, LinuxIdMapping, LinuxNamespaceType, LinuxPersonalityDomain, LinuxResources, Spec,
 };
 use serde_json::Value;
 
+use super::device::{Device, devices};
 use super::mount_options::{MountOptions, root_propagation};
 use super::process_plan::ProcessPlan;
 use super::seccomp::{self, Filter};
@@ -42,36 +42,6 @@ pub struct Mount {
     pub source: String,
     /// Parsed options.
     pub options: MountOptions,
-}
-
-/// Kind of a device file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceKind {
-    /// Character device.
-    Character,
-    /// Block device.
-    Block,
-    /// Named pipe.
-    Fifo,
-}
-
-/// A device file to make.
-#[derive(Clone, Debug)]
-pub struct Device {
-    /// Absolute path in the container.
-    pub path: PathBuf,
-    /// What it is.
-    pub kind: DeviceKind,
-    /// Device numbers; 0 for a named pipe.
-    pub major: u64,
-    /// See `major`.
-    pub minor: u64,
-    /// Permission bits.
-    pub mode: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
 }
 
 /// The container's file system.
@@ -117,6 +87,8 @@ pub struct NamespacePlan {
     pub join: Vec<(libc::c_int, PathBuf)>,
     /// PID namespace.
     pub pid: PidNamespace,
+    /// The container is in the pod's own user namespace.
+    pub users_of_pod: bool,
     /// User id mappings of a new user namespace.
     pub uid_mappings: Vec<LinuxIdMapping>,
     /// Group id mappings of a new user namespace.
@@ -127,6 +99,16 @@ impl NamespacePlan {
     /// Whether the container has a user namespace of its own.
     pub fn new_user(&self) -> bool {
         self.new & libc::CLONE_NEWUSER != 0
+    }
+
+    /// Whether the container has another user namespace than the agent.
+    pub fn other_users(&self) -> bool {
+        self.users_of_pod || self.new_user()
+    }
+
+    /// The user to whom a process has to give its pipes itself; `None`: the agent has done it.
+    pub fn pipe_owner(&self, uid: u32) -> Option<u32> {
+        (uid != 0 && !self.users_of_pod).then_some(uid)
     }
 }
 
@@ -260,6 +242,18 @@ impl Plan {
             namespaces,
         })
     }
+
+    /// Puts the container into the pod's own user namespace.
+    pub fn join_users_of_pod(&mut self) -> Result<(), PlanError> {
+        if self.namespaces.new_user() {
+            return Err(PlanError::new(
+                "linux.namespaces has a user namespace, and the pod has one that its containers share",
+            ));
+        }
+        self.namespaces.users_of_pod = true;
+        self.root.bind_devices = true;
+        Ok(())
+    }
 }
 
 fn namespaces(linux: &oci_spec::runtime::Linux) -> Result<NamespacePlan, PlanError> {
@@ -267,6 +261,7 @@ fn namespaces(linux: &oci_spec::runtime::Linux) -> Result<NamespacePlan, PlanErr
         new: libc::CLONE_NEWNS,
         join: Vec::new(),
         pid: PidNamespace::OfPod,
+        users_of_pod: false,
         uid_mappings: linux.uid_mappings().clone().unwrap_or_default(),
         gid_mappings: linux.gid_mappings().clone().unwrap_or_default(),
     };
@@ -392,56 +387,6 @@ fn mount(mount: &oci_spec::runtime::Mount) -> Result<Mount, PlanError> {
         source,
         options,
     })
-}
-
-fn devices(linux: &oci_spec::runtime::Linux) -> Result<Vec<Device>, PlanError> {
-    // OCI runtime specification, config-linux.md, "Default Devices".
-    let mut devices: Vec<Device> = [
-        ("/dev/null", 1, 3),
-        ("/dev/zero", 1, 5),
-        ("/dev/full", 1, 7),
-        ("/dev/random", 1, 8),
-        ("/dev/urandom", 1, 9),
-        ("/dev/tty", 5, 0),
-    ]
-    .into_iter()
-    .map(|(path, major, minor)| Device {
-        path: path.into(),
-        kind: DeviceKind::Character,
-        major,
-        minor,
-        mode: 0o666,
-        uid: 0,
-        gid: 0,
-    })
-    .collect();
-    for device in linux.devices().iter().flatten() {
-        let path = device.path().clone();
-        let refuse = |text: &str| PlanError(format!("linux.devices {}: {text}", path.display()));
-        let kind = match device.typ() {
-            LinuxDeviceType::C | LinuxDeviceType::U => DeviceKind::Character,
-            LinuxDeviceType::B => DeviceKind::Block,
-            LinuxDeviceType::P => DeviceKind::Fifo,
-            LinuxDeviceType::A => return Err(refuse("type \"a\" is not a kind of file")),
-        };
-        if !path.is_absolute() {
-            return Err(refuse("the path is not absolute"));
-        }
-        let number =
-            |number: i64| u64::try_from(number).map_err(|_| refuse("a device number is negative"));
-        let device = Device {
-            kind,
-            major: number(device.major())?,
-            minor: number(device.minor())?,
-            mode: device.file_mode().unwrap_or(0o666) & 0o7777,
-            uid: device.uid().unwrap_or(0),
-            gid: device.gid().unwrap_or(0),
-            path,
-        };
-        devices.retain(|other| other.path != device.path);
-        devices.push(device);
-    }
-    Ok(devices)
 }
 
 fn hooks(spec: &Spec) -> Result<HookPlan, PlanError> {

@@ -66,8 +66,13 @@ fn put(fd: &OwnedFd, number: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Puts pipes or `null` onto 0, 1 and 2. The user gets the pipes, so that /dev/stdout and the like can be opened.
-pub fn connect_pipes(streams: &StandardStreams, null: &OwnedFd, uid: u32) -> Result<(), StepError> {
+/// Puts pipes or `null` onto 0, 1 and 2. The user gets the pipes, so that /dev/stdout and the like can be opened; `None`: has
+/// got them.
+pub fn connect_pipes(
+    streams: &StandardStreams,
+    null: &OwnedFd,
+    owner: Option<u32>,
+) -> Result<(), StepError> {
     let step = || "connect the standard streams";
     for (number, pipe) in [&streams.stdin, &streams.stdout, &streams.stderr]
         .into_iter()
@@ -76,7 +81,7 @@ pub fn connect_pipes(streams: &StandardStreams, null: &OwnedFd, uid: u32) -> Res
         let number = RawFd::try_from(number).unwrap_or(0);
         match pipe {
             Some(pipe) => {
-                if uid != 0 {
+                if let Some(uid) = owner {
                     fchown(pipe, Some(Uid::from_raw(uid)), None).at(step)?;
                 }
                 put(pipe, number).at(step)?;

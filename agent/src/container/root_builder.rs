@@ -11,14 +11,15 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::stat::{Mode, SFlag, fchmodat, makedev, mknodat};
+use nix::sys::stat::{Mode, fchmodat, makedev, mknodat};
 use nix::unistd::{Gid, Uid, chdir, fchdir, fchownat, pivot_root, symlinkat};
 
 use super::bind_source;
+use super::device::{Device, DeviceKind};
 use super::inside::{self, Kind};
 use super::mount_options::{AttributeChange, attribute};
 use super::mount_tree;
-use super::plan::{Device, DeviceKind, Mount, RootPlan};
+use super::plan::{Mount, RootPlan};
 use super::step::{At as _, StepError};
 
 /// Links that every container has in `/dev` (OCI runtime specification, config-linux.md, "Dev symbolic links").
@@ -224,19 +225,18 @@ impl<'a> RootBuilder<'a> {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(StepError::because(step(), "not a path of a file"));
         };
-        if self.plan.bind_devices {
+        if self.plan.bind_devices && device.kind != DeviceKind::Fifo {
             // A user namespace may not make device nodes; the agent's own one is put in place.
-            let source = nix::fcntl::open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
-                .at(step)?;
+            let source = bind_source::open_device(device).at(step)?;
             let target = inside::open_or_make(&self.root, &path, Kind::File).at(step)?;
             let tree = mount_tree::copy(&source, false).at(step)?;
             return mount_tree::attach(&tree, &target).at(step);
         }
         let parent = inside::open_or_make(&self.root, parent, Kind::Directory).at(step)?;
-        let (kind, number) = match device.kind {
-            DeviceKind::Character => (SFlag::S_IFCHR, makedev(device.major, device.minor)),
-            DeviceKind::Block => (SFlag::S_IFBLK, makedev(device.major, device.minor)),
-            DeviceKind::Fifo => (SFlag::S_IFIFO, 0),
+        let kind = device.kind.file_type();
+        let number = match device.kind {
+            DeviceKind::Character | DeviceKind::Block => makedev(device.major, device.minor),
+            DeviceKind::Fifo => 0,
         };
         let mode = Mode::from_bits_truncate(device.mode);
         match mknodat(&parent, name, kind, mode, number) {

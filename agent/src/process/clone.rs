@@ -9,8 +9,13 @@
 //! A child that belongs into an existing PID namespace is made by the agent with `setns(CLONE_NEWPID)` around the
 //! clone, so that it is the agent's own child all the same, with the pid and pidfd known before it runs; no
 //! intermediate process exists whose death could be mistaken for the end of the real one.
+//!
+//! A child that belongs into an existing user namespace cannot be made so: entering one cannot be undone. A go-between
+//! enters it and makes the child with CLONE_PARENT, so that this one is the agent's own as well; the go-between is gone,
+//! and reaped, before anybody hears of the child.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
 use std::mem;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -32,6 +37,8 @@ pub struct CloneRequest<'a> {
     pub cgroup: Option<BorrowedFd<'a>>,
     /// A PID namespace descriptor, or a pidfd of a process in it.
     pub join_pid_namespace: Option<BorrowedFd<'a>>,
+    /// A user namespace descriptor: the child has all capabilities over it, and it owns the namespaces that are made.
+    pub join_user_namespace: Option<BorrowedFd<'a>>,
 }
 
 /// A process that was made.
@@ -55,6 +62,40 @@ pub fn clone_process(
         1,
         "the agent has grown a second thread"
     );
+    if let Some(users) = request.join_user_namespace {
+        return clone_by_go_between(request, users, body);
+    }
+    let back = match request.join_pid_namespace {
+        Some(namespace) => Some(enter_for_children(namespace)?),
+        None => None,
+    };
+    let made = clone_here(request, Parent::Caller, body);
+    if let Some(own) = back {
+        // SAFETY: setns takes no pointers.
+        if unsafe { libc::setns(own.as_raw_fd(), libc::CLONE_NEWPID) } < 0 {
+            // Every later process would be born into a container: nothing safe can be done any more.
+            crate::boot::report("the agent could not return to its own PID namespace");
+            std::process::abort();
+        }
+    }
+    made
+}
+
+/// Whose child a new process is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Parent {
+    /// The calling process's.
+    Caller,
+    /// That of the calling process's parent.
+    CallersParent,
+}
+
+/// clone3(2) with the namespaces and the control group of `request`.
+fn clone_here(
+    request: &CloneRequest<'_>,
+    parent: Parent,
+    body: impl FnOnce() -> libc::c_int,
+) -> io::Result<Child> {
     let mut pidfd: libc::c_int = -1;
     // SAFETY: clone_args is plain data for which all zeroes is valid (size-versioned structure).
     let mut arguments: libc::clone_args = unsafe { mem::zeroed() };
@@ -62,15 +103,15 @@ pub fn clone_process(
         | u64::from(request.namespaces.unsigned_abs())
         | CLONE_CLEAR_SIGHAND;
     arguments.pidfd = &raw mut pidfd as u64;
-    arguments.exit_signal = libc::SIGCHLD as u64;
+    match parent {
+        Parent::Caller => arguments.exit_signal = libc::SIGCHLD as u64,
+        // The signal is then the one with which the caller itself ends.
+        Parent::CallersParent => arguments.flags |= u64::from(libc::CLONE_PARENT.unsigned_abs()),
+    }
     if let Some(cgroup) = request.cgroup {
         arguments.flags |= CLONE_INTO_CGROUP;
         arguments.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
     }
-    let back = match request.join_pid_namespace {
-        Some(namespace) => Some(enter_for_children(namespace)?),
-        None => None,
-    };
     // SAFETY: without CLONE_VM the child gets a copy of the address space and of this stack; the process has one
     // thread, so that the copy is consistent. The structure and `pidfd` outlive the call.
     let result = unsafe {
@@ -89,17 +130,8 @@ pub fn clone_process(
         // SAFETY: _exit has no preconditions; no destructor of the copied agent may run in the child.
         unsafe { libc::_exit(code) }
     }
-    let failure = (result < 0).then(io::Error::last_os_error);
-    if let Some(own) = back {
-        // SAFETY: setns takes no pointers.
-        if unsafe { libc::setns(own.as_raw_fd(), libc::CLONE_NEWPID) } < 0 {
-            // Every later process would be born into a container: nothing safe can be done any more.
-            crate::boot::report("the agent could not return to its own PID namespace");
-            std::process::abort();
-        }
-    }
-    if let Some(error) = failure {
-        return Err(error);
+    if result < 0 {
+        return Err(io::Error::last_os_error());
     }
     Ok(Child {
         pid: libc::pid_t::try_from(result).map_err(io::Error::other)?,
@@ -108,13 +140,69 @@ pub fn clone_process(
     })
 }
 
-/// Lets future children be born into the PID namespace behind `namespace`; gives a descriptor of the own one.
-fn enter_for_children(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let own = std::fs::File::open("/proc/self/ns/pid")?;
-    // SAFETY: setns takes no pointers.
-    if unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWPID) } < 0 {
+/// Makes the child through a process that has entered `users`. What that one could not do is the error.
+fn clone_by_go_between(
+    request: &CloneRequest<'_>,
+    users: BorrowedFd<'_>,
+    body: impl FnOnce() -> libc::c_int,
+) -> io::Result<Child> {
+    let (answer, teller) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    let go_between = clone_here(&CloneRequest::default(), Parent::Caller, || {
+        let made = request
+            .join_pid_namespace
+            .map_or(Ok(()), |pids| enter(pids, libc::CLONE_NEWPID))
+            .and_then(|()| enter(users, libc::CLONE_NEWUSER))
+            .and_then(|()| clone_here(request, Parent::CallersParent, body));
+        let word = match made {
+            Ok(child) => child.pid,
+            Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
+        };
+        let told = File::from(teller).write_all(&word.to_ne_bytes());
+        libc::c_int::from(told.is_err())
+    })?;
+    let mut word = [0; mem::size_of::<libc::pid_t>()];
+    // The child has a copy of the other end: the answer's length says where it ends.
+    let heard = File::from(answer).read_exact(&mut word);
+    let mut status = 0;
+    // SAFETY: waitpid writes one integer, which outlives the call. The process is this one's child, and its only thread,
+    // which reaps children elsewhere, is here.
+    while unsafe { libc::waitpid(go_between.pid, &raw mut status, libc::__WALL) } < 0
+        && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+    {}
+    heard?;
+    match libc::pid_t::from_ne_bytes(word) {
+        pid if pid > 0 => Ok(Child {
+            pid,
+            pidfd: open_pidfd(pid)?,
+        }),
+        error => Err(io::Error::from_raw_os_error(-error)),
+    }
+}
+
+/// A pidfd of a child that was not reaped.
+fn open_pidfd(pid: libc::pid_t) -> io::Result<OwnedFd> {
+    // SAFETY: takes integers only.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
         return Err(io::Error::last_os_error());
     }
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel returned a descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn enter(namespace: BorrowedFd<'_>, kind: libc::c_int) -> io::Result<()> {
+    // SAFETY: setns takes no pointers.
+    if unsafe { libc::setns(namespace.as_raw_fd(), kind) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Lets future children be born into the PID namespace behind `namespace`; gives a descriptor of the own one.
+fn enter_for_children(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let own = File::open("/proc/self/ns/pid")?;
+    enter(namespace, libc::CLONE_NEWPID)?;
     Ok(own.into())
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Containers share the guest's own network, IPC and UTS namespaces: nothing else lives in the guest but the agent,
 //! which uses none of them for itself. With a shared PID namespace the pod gets one of its own, so that the agent stays
-//! out of the containers' sight. Configured once, by [`Sandbox::configure`]; owned by the service.
+//! out of the containers' sight. With a user namespace of its own the pod gets all of them anew, and the agent moves along
+//! ([`users`]). Configured once, by [`Sandbox::configure`]; owned by the service.
 
 mod block;
 mod netlink;
@@ -10,10 +11,12 @@ mod network;
 mod pause;
 mod random;
 mod readahead;
+mod users;
 
 pub use random::add_entropy;
 
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,10 +27,13 @@ use vmpod_agent_protocol::GUEST_ROOT;
 use vmpod_agent_protocol::limits::{NAME_BYTES, SANDBOX_ITEMS};
 use vmpod_agent_protocol::messages::{
     AttachBlockRequest, BlockDevice, ConfigureSandboxRequest, MemoryVolume, ShareMount,
+    UserNamespace,
 };
 
 use crate::clock;
-use crate::container::{At as _, ContainerError, Engine, StepError, sysctls};
+use crate::container::{
+    At as _, ContainerError, Engine, StepError, check_users, guest_id, sysctls,
+};
 
 /// Size of /dev/shm unless the host says otherwise, as Kubernetes' runtimes have it.
 const SHARED_MEMORY_BYTES: u64 = 64 << 20;
@@ -86,22 +92,37 @@ impl Sandbox {
         let failed =
             |StepError(text)| ContainerError::Internal(format!("configure sandbox: {text}"));
         resume(request.clock_realtime_ns, &request.entropy).map_err(failed)?;
+        let refused = |error: network::NetworkError| refuse(error.to_string());
+        let mut links = network::links();
+        if let Some(users) = request.users.as_ref() {
+            network::requests(request, &links).map_err(refused)?;
+            let users = users::enter(self.engine.reaper(), users, request, &links);
+            self.engine.share_users(users.map_err(failed)?);
+            // Their numbers may be others now.
+            links = network::links();
+        }
         names(request).map_err(failed)?;
-        let requests = network::requests(request, &network::links())
-            .map_err(|error| refuse(error.to_string()))?;
+        let requests = network::requests(request, &links).map_err(refused)?;
         netlink::send(&requests)
             .map_err(|error| ContainerError::Internal(format!("configure sandbox: {error}")))?;
         for (path, value) in sysctls {
-            fs::write(&path, &value)
+            let mut written = fs::write(&path, &value);
+            if let (Err(error), Some(users)) = (&written, request.users.as_ref())
+                && error.kind() == io::ErrorKind::PermissionDenied
+            {
+                written = users::as_root_of_pod(users, || fs::write(&path, &value));
+            }
+            written
                 .at(|| format!("set sysctl {} to {value:?}", path.display()))
                 .map_err(failed)?;
         }
-        device_mounts(request.shm_size_bytes).map_err(failed)?;
+        let owner = Owner::of(request);
+        device_mounts(request.shm_size_bytes, &owner).map_err(failed)?;
         for share in &request.shares {
             self.mount_share(share).map_err(failed)?;
         }
         for volume in &request.memory_volumes {
-            self.mount_memory(volume).map_err(failed)?;
+            self.mount_memory(volume, &owner).map_err(failed)?;
         }
         if request.share_process_namespace {
             self.share_pids()?;
@@ -119,8 +140,9 @@ impl Sandbox {
             return Ok(());
         }
         let reaper = self.engine.reaper();
+        let users = self.engine.users();
         let (pause, _exit) = reaper
-            .watch(|| pause::start(self.engine.mount_point()))
+            .watch(|| pause::start(self.engine.mount_point(), users.as_deref()))
             .at(|| "start the pod's pause process")
             .map_err(|StepError(text)| ContainerError::Internal(text))?;
         self.engine.share_pids(pause.pidfd);
@@ -149,7 +171,7 @@ impl Sandbox {
             .at(|| format!("have more of share {:?} read ahead", share.tag))
     }
 
-    fn mount_memory(&self, volume: &MemoryVolume) -> Result<(), StepError> {
+    fn mount_memory(&self, volume: &MemoryVolume, owner: &Owner<'_>) -> Result<(), StepError> {
         let step = || format!("mount a memory volume at {}", volume.guest_path);
         fs::create_dir_all(&volume.guest_path).at(step)?;
         let mode = if volume.mode == 0 {
@@ -161,9 +183,7 @@ impl Sandbox {
         if volume.size_bytes != 0 {
             data.push_str(&format!(",size={}", volume.size_bytes));
         }
-        if volume.gid > 0 {
-            data.push_str(&format!(",gid={}", volume.gid));
-        }
+        data.push_str(&owner.option(volume.gid)?);
         mount(
             Some("tmpfs"),
             volume.guest_path.as_str(),
@@ -196,6 +216,31 @@ impl Sandbox {
                 crate::boot::report(&format!("unmount {path}: {error}"));
             }
         }
+    }
+}
+
+/// Whom the pod's file systems in memory belong to.
+struct Owner<'a>(Option<&'a UserNamespace>);
+
+impl<'a> Owner<'a> {
+    fn of(request: &'a ConfigureSandboxRequest) -> Self {
+        Owner(request.users.as_ref())
+    }
+
+    /// Mount options of a tmpfs that belongs to the pod's root and its group `gid`, where that is positive.
+    fn option(&self, gid: i64) -> Result<String, StepError> {
+        let Some(users) = self.0 else {
+            return Ok(if gid > 0 {
+                format!(",gid={gid}")
+            } else {
+                String::new()
+            });
+        };
+        let mapped = u32::try_from(gid.max(0))
+            .ok()
+            .and_then(|gid| guest_id(users.first_gid, users.gids, gid))
+            .ok_or_else(|| StepError(format!("the pod's user namespace has no group {gid}")))?;
+        Ok(format!(",uid={},gid={mapped}", users.first_uid))
     }
 }
 
@@ -241,6 +286,9 @@ fn check(request: &ConfigureSandboxRequest) -> Result<(), String> {
             request.entropy.len()
         ));
     }
+    if let Some(users) = request.users.as_ref() {
+        check_users(users)?;
+    }
     let paths = request.shares.iter().map(|share| &share.guest_path).chain(
         request
             .memory_volumes
@@ -280,13 +328,13 @@ pub fn set_domain_name(name: &str) -> std::io::Result<()> {
 }
 
 /// /dev/shm, which containers share by bind mounts, and the agent's own devpts and message queues.
-fn device_mounts(shm_size_bytes: u64) -> Result<(), StepError> {
+fn device_mounts(shm_size_bytes: u64, owner: &Owner<'_>) -> Result<(), StepError> {
     let size = if shm_size_bytes == 0 {
         SHARED_MEMORY_BYTES
     } else {
         shm_size_bytes
     };
-    let shm = format!("mode=1777,size={size}");
+    let shm = format!("mode=1777,size={size}{}", owner.option(0)?);
     let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     for (path, kind, flags, data) in [
         ("/dev/shm", "tmpfs", safe, shm.as_str()),

@@ -20,6 +20,7 @@ const NLM_F_CREATE: u16 = 0x400;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_NET_NS_PID: u16 = 19;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
@@ -136,11 +137,7 @@ pub fn requests(
             )));
         }
         mac(&interface.mac)?;
-        let key = if interface.device_mac.is_empty() {
-            interface.mac.to_lowercase()
-        } else {
-            interface.device_mac.to_lowercase()
-        };
+        let key = device_mac(interface);
         mac(&key)?;
         let link = links.get(&key).ok_or_else(|| {
             let mut there: Vec<&str> = links.keys().map(String::as_str).collect();
@@ -178,6 +175,33 @@ pub fn requests(
         requests.push(add_neighbour(neighbour, device(&neighbour.device)?)?);
     }
     Ok(requests)
+}
+
+/// Requests that move the cards of `sandbox` into the network namespace of process `pid`.
+pub fn moves(
+    sandbox: &ConfigureSandboxRequest,
+    links: &HashMap<String, Link>,
+    pid: libc::pid_t,
+) -> Vec<Request> {
+    sandbox
+        .interfaces
+        .iter()
+        .filter_map(|interface| links.get(&device_mac(interface)))
+        .map(|link| {
+            let what = format!("move interface {} into the pod's network", link.name);
+            Request::new(RTM_NEWLINK, 0, &link_body(link.index, false), what)
+                .with(IFLA_NET_NS_PID, &pid.to_ne_bytes())
+        })
+        .collect()
+}
+
+/// The MAC address by which the card is found, in lower case.
+fn device_mac(interface: &NetworkInterface) -> String {
+    if interface.device_mac.is_empty() {
+        interface.mac.to_lowercase()
+    } else {
+        interface.device_mac.to_lowercase()
+    }
 }
 
 fn link_body(index: u32, up: bool) -> Vec<u8> {

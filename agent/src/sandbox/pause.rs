@@ -5,21 +5,25 @@
 //! pod.
 
 use std::mem;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::{Gid, Uid, chdir, pivot_root, setgroups, setresgid, setresuid};
 
+use crate::container::{At as _, PodUsers, StepError, become_root_of_namespace};
 use crate::process::{Child, CloneRequest, clone_process, keep_descriptors};
 
 /// The user that Kubernetes' pause images run as.
 const NOBODY: u32 = 65_535;
 
-/// Makes the process in a new PID namespace. `mount_point` is an empty directory of the agent's root file system.
-pub fn start(mount_point: &Path) -> std::io::Result<Child> {
+/// Makes the process in a new PID namespace, which belongs to the pod's own user namespace where it has one. `mount_point` is
+/// an empty directory of the agent's root file system.
+pub fn start(mount_point: &Path, users: Option<&PodUsers>) -> std::io::Result<Child> {
     clone_process(
         &CloneRequest {
             namespaces: libc::CLONE_NEWPID | libc::CLONE_NEWNS,
+            join_user_namespace: users.map(|users| users.as_fd()),
             ..Default::default()
         },
         || {
@@ -29,7 +33,10 @@ pub fn start(mount_point: &Path) -> std::io::Result<Child> {
                 libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
                 libc::prctl(libc::PR_SET_NAME, c"pause".as_ptr(), 0, 0, 0);
             }
-            if let Err(error) = give_everything_up(mount_point) {
+            let mapped = users.map_or(Ok(()), |_| become_root_of_namespace());
+            if let Err(StepError(error)) =
+                mapped.and_then(|()| give_everything_up(mount_point).at(|| "leave the agent"))
+            {
                 // The pod lives on; what is lost is a precaution against its privileged containers.
                 crate::boot::report(&format!("isolate the pod's pause process: {error}"));
             }

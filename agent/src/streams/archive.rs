@@ -17,7 +17,7 @@ use vmpod_agent_protocol::stream::{StreamReply, encode_line};
 
 use super::refuse;
 use crate::byte_stream::ByteStream;
-use crate::container::{At as _, Engine, StepError};
+use crate::container::{At as _, Engine, StepError, become_root_of_namespace};
 use crate::process::{CloneRequest, clone_process, keep_descriptors};
 
 /// Which way the archive goes, as the host sees it.
@@ -32,6 +32,14 @@ pub enum Direction {
 /// Directories within directories that are followed.
 const DEPTH: usize = 512;
 
+/// Whose files.
+struct Place {
+    /// A process of the container.
+    pidfd: OwnedFd,
+    /// It is in another user namespace than the agent.
+    other_users: bool,
+}
+
 /// Serves an archive on `connection` to its end.
 pub async fn serve(
     connection: ByteStream,
@@ -40,8 +48,8 @@ pub async fn serve(
     path: PathBuf,
     direction: Direction,
 ) {
-    let pidfd = match engine.pidfd(container) {
-        Ok(pidfd) => pidfd,
+    let place = match engine.pidfd(container) {
+        Ok((pidfd, other_users)) => Place { pidfd, other_users },
         Err(error) => return refuse(&connection, error.to_string()).await,
     };
     if !path.is_absolute() {
@@ -51,10 +59,10 @@ pub async fn serve(
     let connection = connection.into_inner();
     let made = engine.reaper().watch(|| {
         clone_process(&CloneRequest::default(), || {
-            run(&connection, &pidfd, &path, direction)
+            run(&connection, &place, &path, direction)
         })
     });
-    drop(pidfd);
+    drop(place);
     match made {
         Ok((_child, exit)) => {
             let _ = exit.await;
@@ -68,13 +76,8 @@ pub async fn serve(
 }
 
 /// The child.
-fn run(
-    connection: &OwnedFd,
-    container: &OwnedFd,
-    path: &Path,
-    direction: Direction,
-) -> libc::c_int {
-    keep_descriptors(&mut [connection.as_raw_fd(), container.as_raw_fd()]);
+fn run(connection: &OwnedFd, container: &Place, path: &Path, direction: Direction) -> libc::c_int {
+    keep_descriptors(&mut [connection.as_raw_fd(), container.pidfd.as_raw_fd()]);
     let Ok(copy) = connection.try_clone() else {
         return 1;
     };
@@ -116,7 +119,7 @@ fn run(
     i32::from(!say(&mut stream, &last_word))
 }
 
-fn prepare(connection: &OwnedFd, container: &OwnedFd) -> Result<(), StepError> {
+fn prepare(connection: &OwnedFd, container: &Place) -> Result<(), StepError> {
     // SAFETY: F_GETFL and F_SETFL take and give integers only. The agent does not use the connection any more.
     unsafe {
         let flags = libc::fcntl(connection.as_raw_fd(), libc::F_GETFL);
@@ -129,8 +132,16 @@ fn prepare(connection: &OwnedFd, container: &OwnedFd) -> Result<(), StepError> {
         // The container may be able to see this process, but shall not read the agent's memory.
         libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
     }
-    setns(container.as_fd(), CloneFlags::CLONE_NEWNS).at(|| "enter the container's file system")?;
-    nix::unistd::chdir("/").at(|| "enter the container's file system")
+    let step = || "enter the container's file system";
+    if container.other_users {
+        // Files of others than its users cannot be made there.
+        let both = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUSER;
+        setns(container.pidfd.as_fd(), both).at(step)?;
+        become_root_of_namespace()?;
+    } else {
+        setns(container.pidfd.as_fd(), CloneFlags::CLONE_NEWNS).at(step)?;
+    }
+    nix::unistd::chdir("/").at(step)
 }
 
 fn read(stream: &mut File, path: &Path, status: &Metadata) -> io::Result<()> {

@@ -35,6 +35,8 @@ pub struct PodPlan {
     pub restart_policy: RestartPolicy,
     /// `spec.shareProcessNamespace`.
     pub share_process_namespace: bool,
+    /// `spec.hostUsers` is false: the pod has a user namespace of its own.
+    pub user_namespace: bool,
     /// `spec.terminationGracePeriodSeconds`.
     pub termination_grace_seconds: u32,
     /// `spec.activeDeadlineSeconds`; 0 for none.

@@ -135,6 +135,7 @@ pub fn plan(
             _ => RestartPolicy::Always,
         },
         share_process_namespace: spec.share_process_namespace == Some(true),
+        user_namespace: spec.host_users == Some(false),
         termination_grace_seconds: spec
             .termination_grace_period_seconds
             .and_then(|s| u32::try_from(s).ok())

@@ -65,10 +65,7 @@ pub const FIELDS: &[(&str, Support)] = &[
     ("spec.hostIPC", RefusedIfTrue(HOST)),
     ("spec.hostNetwork", RefusedIfTrue(HOST)),
     ("spec.hostPID", RefusedIfTrue(HOST)),
-    (
-        "spec.hostUsers",
-        NoEffect("the pod's users are those of its own kernel, never the host's"),
-    ),
+    ("spec.hostUsers", Works),
     ("spec.hostname", Works),
     ("spec.hostnameOverride", Works),
     ("spec.imagePullSecrets", Works),

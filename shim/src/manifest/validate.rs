@@ -4,6 +4,7 @@ mod care;
 mod container;
 mod dns;
 mod metadata;
+mod users;
 
 pub(super) use metadata::metadata;
 
@@ -22,6 +23,7 @@ pub(super) fn spec(spec: &PodSpec, collector: &mut Collector<'_>) {
         collector.required("spec.containers");
     }
     pod_fields(spec, collector);
+    users::users(spec, collector);
     let volumes = volumes(spec.volumes.as_deref().unwrap_or_default(), collector);
     let mut seen = Seen::default();
     for (i, c) in spec.init_containers.iter().flatten().enumerate() {

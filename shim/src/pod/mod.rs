@@ -10,6 +10,7 @@ pub mod durable;
 pub mod events;
 pub mod guest_paths;
 pub mod hybrid_vsock;
+pub mod id_ranges;
 pub mod journal;
 pub mod lesson;
 pub mod logs;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::clock;
 use super::durable::{self, DurableError};
 use super::guest_paths;
+use super::id_ranges::IdRanges;
 use super::journal::{Journal, JournalError, chain};
 use super::record::{
     ContainerRecord, MachineRecord, MemoryVolumeRecord, PodRecord, RECORD_VERSION, VolumeRecord,
@@ -287,6 +288,7 @@ fn fill(
         },
         restart_policy: plan.restart_policy,
         share_process_namespace: plan.share_process_namespace,
+        users: plan.user_namespace.then(IdRanges::default),
         termination_grace_seconds: plan.termination_grace_seconds,
         active_deadline_seconds: plan.active_deadline_seconds,
         sysctls: plan.sysctls.clone(),

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::id_ranges::IdRanges;
 use serde::{Deserialize, Serialize};
 
 use crate::manifest::care::CarePlan;
@@ -61,6 +62,9 @@ pub struct PodRecord {
     pub restart_policy: RestartPolicy,
     /// One process namespace for all containers.
     pub share_process_namespace: bool,
+    /// The ids of the pod's own user namespace; `None`: its users are those of its machine.
+    #[serde(default)]
+    pub users: Option<IdRanges>,
     /// Seconds between the stop signal and the kill.
     pub termination_grace_seconds: u32,
     /// Seconds that the pod may run; 0: no bound.

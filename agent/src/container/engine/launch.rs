@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -19,9 +20,11 @@ use super::super::group::Group;
 use super::super::hooks;
 use super::super::link::{self, FromChild, ParentEnd};
 use super::super::plan::{PidNamespace, Plan};
+use super::super::pod_users::PodUsers;
 use super::super::process_plan::ProcessPlan;
 use super::super::step::{At as _, StepError, reason};
 use super::EngineConfig;
+use super::life::Shared;
 use super::process::Process;
 use crate::process::{Child, CloneRequest, Exit, Reaper, clone_process, send_signal};
 use crate::stdio::{self, ProcessStreams, Tail};
@@ -54,7 +57,7 @@ pub(super) async fn first(
     reaper: &Reaper,
     plan: &mut Plan,
     group: &Group,
-    pod_pids: Option<&OwnedFd>,
+    shared: &Shared,
     stdio: &Stdio,
     tail: &Tail,
 ) -> Result<Launched, ContainerError> {
@@ -72,7 +75,13 @@ pub(super) async fn first(
                 .map_err(|error| failed(&name, error))?,
         ),
     };
-    let pids = joined.as_ref().or(pod_pids);
+    let pids = joined.as_ref().or(shared.pids.as_deref());
+    let users = shared.users.as_deref();
+    if let Some(users) = users {
+        users
+            .own_streams(&streams, plan.process.uid)
+            .map_err(|error| failed(&name, error))?;
+    }
     let request = CloneRequest {
         // Cgroup namespaces are made by the child, see there.
         namespaces: plan.namespaces.new & !libc::CLONE_NEWCGROUP
@@ -83,6 +92,7 @@ pub(super) async fn first(
             },
         cgroup: Some(group.as_fd()),
         join_pid_namespace: pids.map(|fd| fd.as_fd()),
+        join_user_namespace: users.map(|users| users.as_fd()),
     };
     let body = FirstProcess {
         plan,
@@ -101,15 +111,17 @@ pub(super) async fn first(
         if plan.namespaces.new_user() {
             map_users(&child, &plan.namespaces.uid_mappings, "uid_map")?;
             map_users(&child, &plan.namespaces.gid_mappings, "gid_map")?;
-            if let Some(score) = plan.process.oom_score_adj {
-                // From within a user namespace the file belongs to somebody else.
-                fs::write(
-                    format!("/proc/{}/oom_score_adj", child.pid),
-                    score.to_string(),
-                )
-                .at(|| format!("set the out-of-memory score to {score}"))?;
-            }
             parent.go().await.at(|| "let the process go on")?;
+        }
+        if let Some(score) = plan.process.oom_score_adj
+            && plan.namespaces.other_users()
+        {
+            // From within a user namespace the file belongs to somebody else.
+            fs::write(
+                format!("/proc/{}/oom_score_adj", child.pid),
+                score.to_string(),
+            )
+            .at(|| format!("set the out-of-memory score to {score}"))?;
         }
         loop {
             match next(&parent).await? {
@@ -136,6 +148,8 @@ pub(super) struct ExecPlace<'a> {
     pub(super) group: &'a Group,
     /// The container's first process.
     pub(super) first: &'a Process,
+    /// The pod's own user namespace.
+    pub(super) users: Option<Arc<PodUsers>>,
 }
 
 /// Makes an exec, up to where it waits.
@@ -152,19 +166,25 @@ pub(super) async fn exec(
     let (parent, child_end) = link::pair().map_err(|error| failed(&name, error))?;
     let (streams, mut agent_streams) =
         stdio::pipes(&wanted, tail).map_err(|error| failed(&name, error))?;
+    if let Some(users) = &place.users {
+        users
+            .own_streams(&streams, process.uid)
+            .map_err(|error| failed(&name, error))?;
+    }
     let body = ExecProcess {
         process: &process,
         seccomp: place.plan.seccomp.as_ref(),
         link: &child_end,
         streams: &streams,
         container: &place.first.pidfd,
-        user_namespace: place.plan.namespaces.new_user(),
+        namespaces: &place.plan.namespaces,
     };
     let make = |cgroup: BorrowedFd<'_>| {
         let request = CloneRequest {
             namespaces: 0,
             cgroup: Some(cgroup),
             join_pid_namespace: Some(place.first.pidfd.as_fd()),
+            join_user_namespace: None,
         };
         reaper.watch(|| clone_process(&request, || body.run()))
     };

@@ -18,6 +18,7 @@ use crate::container::api::{ContainerError, CreateContainer, CreateExec, Process
 use crate::container::group::Group;
 use crate::container::hooks;
 use crate::container::plan::{Plan, check_id};
+use crate::container::pod_users::PodUsers;
 use crate::container::process_plan::ProcessPlan;
 use crate::container::step::{At as _, StepError};
 use crate::process::Exit;
@@ -26,6 +27,14 @@ use crate::stdio::Tail;
 /// What probes and hooks run (`Containers::run`) is nobody's news: their results are.
 fn is_own_run(exec: &str) -> bool {
     exec.starts_with(OWN_RUN)
+}
+
+/// What a container shares with the others of its pod.
+pub(super) struct Shared {
+    /// A process of the PID namespace.
+    pub(super) pids: Option<Arc<OwnedFd>>,
+    /// The user namespace.
+    pub(super) users: Option<Arc<PodUsers>>,
 }
 
 impl Inner {
@@ -39,16 +48,17 @@ impl Inner {
                 request.spec.len()
             )));
         }
-        let plan = Plan::parse(
+        let refuse = |error| {
+            ContainerError::InvalidArgument(format!("create container {:?}: {error}", request.id))
+        };
+        let mut plan = Plan::parse(
             &request.id,
             &request.spec,
             request.rootfs.as_deref(),
             &self.config.groups,
         )
-        .map_err(|error| {
-            ContainerError::InvalidArgument(format!("create container {:?}: {error}", request.id))
-        })?;
-        let pod_pids = {
+        .map_err(refuse)?;
+        let shared = {
             let mut state = self.state();
             if state.containers.contains_key(&request.id) {
                 return Err(ContainerError::AlreadyExists(format!(
@@ -61,11 +71,17 @@ impl Inner {
                     "there are {CONTAINERS} containers, which is the limit: delete one first"
                 )));
             }
+            if state.pod_users.is_some() {
+                plan.join_users_of_pod().map_err(refuse)?;
+            }
             state.containers.insert(request.id.clone(), None);
-            state.pod_pids.clone().filter(|_| !request.own_pids)
+            Shared {
+                pids: state.pod_pids.clone().filter(|_| !request.own_pids),
+                users: state.pod_users.clone(),
+            }
         };
         let id = request.id.clone();
-        let made = self.make(request, plan, pod_pids).await;
+        let made = self.make(request, plan, shared).await;
         if made.is_err() {
             self.state().containers.remove(&id);
         }
@@ -76,7 +92,7 @@ impl Inner {
         self: &Arc<Self>,
         request: CreateContainer,
         mut plan: Plan,
-        pod_pids: Option<Arc<OwnedFd>>,
+        shared: Shared,
     ) -> Result<u32, ContainerError> {
         let id = request.id;
         let failed =
@@ -97,7 +113,7 @@ impl Inner {
                 &self.reaper,
                 &mut plan,
                 &group,
-                pod_pids.as_deref(),
+                &shared,
                 &request.stdio,
                 &tail,
             )
@@ -210,6 +226,7 @@ impl Inner {
             }
             execs.insert(name.exec.clone(), None);
         }
+        let users = self.state().pod_users.clone();
         let launched = launch::exec(
             &self.config,
             &self.reaper,
@@ -217,6 +234,7 @@ impl Inner {
                 plan: &container.plan,
                 group: &container.group,
                 first: &container.first,
+                users,
             },
             name.clone(),
             plan,

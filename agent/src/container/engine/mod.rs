@@ -24,6 +24,7 @@ use super::api::{ContainerError, PodLabel, ProcessName};
 use super::device_filter::DeviceFilters;
 use super::group::Group;
 use super::plan::Plan;
+use super::pod_users::PodUsers;
 use super::step::StepError;
 use crate::event_log::EventLog;
 use crate::process::Reaper;
@@ -80,6 +81,8 @@ struct State {
     next_streams: u64,
     /// Pidfd of the pod's own pause process, when containers share their PID namespace.
     pod_pids: Option<Arc<OwnedFd>>,
+    /// The pod's own user namespace, when it has one.
+    pod_users: Option<Arc<PodUsers>>,
 }
 
 #[derive(Debug)]
@@ -129,6 +132,16 @@ impl Engine {
         self.inner.state().pod_pids = Some(Arc::new(pidfd));
     }
 
+    /// From now on containers are in the pod's own user namespace.
+    pub fn share_users(&self, users: PodUsers) {
+        self.inner.state().pod_users = Some(Arc::new(users));
+    }
+
+    /// The pod's own user namespace, when it has one.
+    pub fn users(&self) -> Option<Arc<PodUsers>> {
+        self.inner.state().pod_users.clone()
+    }
+
     /// The empty directory at which the roots of new mount namespaces are attached.
     pub fn mount_point(&self) -> &Path {
         &self.inner.config.mount_point
@@ -149,8 +162,9 @@ impl Engine {
             .ok_or_else(|| unknown(name))
     }
 
-    /// A descriptor of the container's first process, by which its namespaces can be joined.
-    pub fn pidfd(&self, id: &str) -> Result<OwnedFd, ContainerError> {
+    /// A descriptor of the container's first process, by which its namespaces can be joined, and whether its user namespace
+    /// is one of them.
+    pub fn pidfd(&self, id: &str) -> Result<(OwnedFd, bool), ContainerError> {
         let container = self.inner.container(id)?;
         if container.first.is_ended() {
             return Err(ContainerError::FailedPrecondition(format!(
@@ -161,6 +175,7 @@ impl Engine {
             .first
             .pidfd
             .try_clone()
+            .map(|pidfd| (pidfd, container.plan.namespaces.other_users()))
             .map_err(|error| ContainerError::Internal(format!("copy a descriptor: {error}")))
     }
 

@@ -62,7 +62,8 @@ cases![
         connection_to_a_port_of_the_pod_carries_bytes;
     pod:
         containers_share_processes_when_the_pod_says_so,
-        network_is_configured_as_asked;
+        network_is_configured_as_asked,
+        pod_with_a_user_namespace_has_namespaces_of_its_own;
     service:
         service_answers_with_codes_and_sentences,
 ];

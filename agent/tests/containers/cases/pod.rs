@@ -1,17 +1,18 @@
 //! What the containers of a pod share.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use nix::mount::{MsFlags, mount};
 use serde_json::json;
-use vmpod_agent::container::ContainerError;
+use vmpod_agent::container::{ContainerError, Containers as _};
 use vmpod_agent::sandbox::Sandbox;
 use vmpod_agent_protocol::messages::{
-    ConfigureSandboxRequest, MemoryVolume, Neighbour, NetworkInterface, Route,
+    ConfigureSandboxRequest, MemoryVolume, Neighbour, NetworkInterface, Route, UserNamespace,
 };
 
-use crate::fixture::{Fixture, skip};
+use crate::fixture::{DEFAULT_CAPABILITIES, Fixture, skip, until};
 
 /// File systems of the case's own where the sandbox mounts and writes.
 fn private_places() {
@@ -87,6 +88,149 @@ pub async fn containers_share_processes_when_the_pod_says_so(fixture: Fixture) {
         !fs::read_to_string("/proc/self/mounts")
             .unwrap()
             .contains("/run/vmpod/memory/cache")
+    );
+}
+
+/// Root of the pod has power over the pod's namespaces and none over the agent's.
+pub async fn pod_with_a_user_namespace_has_namespaces_of_its_own(fixture: Fixture) {
+    private_places();
+    let link = |arguments: &[&str]| ip(&[&["link"], arguments].concat());
+    let card = [
+        "add",
+        "card",
+        "address",
+        "02:00:00:00:00:01",
+        "type",
+        "veth",
+    ];
+    if link(&card).is_none() {
+        skip("needs the ip command and veth interfaces");
+    }
+    let sandbox = Sandbox::new(fixture.engine.clone());
+    let before = fs::read_link("/proc/self/ns/net").unwrap();
+    let request = ConfigureSandboxRequest {
+        hostname: "the-pod".into(),
+        share_process_namespace: true,
+        interfaces: vec![NetworkInterface {
+            mac: "02:00:00:00:00:01".into(),
+            name: "eth0".into(),
+            addresses: vec!["10.88.0.2/16".into()],
+            ..Default::default()
+        }],
+        memory_volumes: vec![MemoryVolume {
+            guest_path: "/run/vmpod/memory/cache".into(),
+            mode: 0o2770,
+            gid: 5,
+            ..Default::default()
+        }],
+        users: Some(UserNamespace {
+            first_uid: 100_000,
+            uids: 65_536,
+            first_gid: 200_000,
+            gids: 65_536,
+            ..Default::default()
+        })
+        .into(),
+        ..Default::default()
+    };
+    sandbox.configure(&request).unwrap();
+    assert_ne!(fs::read_link("/proc/self/ns/net").unwrap(), before);
+    assert!(ip(&["addr"]).unwrap().contains("10.88.0.2/16"));
+
+    let root = fixture.rootfs("mapped");
+    let all = Command::new("chown")
+        .args(["-R", "100000:200000"])
+        .arg(&root)
+        .status();
+    assert!(all.unwrap().success());
+    let mut spec = fixture.spec(
+        "mapped",
+        "cat /proc/self/uid_map /proc/self/gid_map; id; cat /proc/1/comm; hostname; hostname other && hostname; \
+         nc -l -p 80 > /tmp/got & until echo word | nc 127.0.0.1 80; do :; done; wait; cat /tmp/got; stat -c %u:%g:%a /cache /dev/shm /; \
+         ls /sys/class/net; echo 1 > /proc/sys/net/ipv4/ip_forward && echo forwards; \
+         echo out > /dev/stdout; mknod /tmp/n c 1 3 2>&1; touch /cache/f; exec sleep 1000",
+    );
+    let capabilities = [DEFAULT_CAPABILITIES, &["CAP_NET_ADMIN", "CAP_SYS_ADMIN"]].concat();
+    for set in ["bounding", "effective", "permitted"] {
+        spec["process"]["capabilities"][set] = json!(capabilities);
+    }
+    spec["process"]["oomScoreAdj"] = json!(7);
+    spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "cgroup"}]);
+    spec["linux"]["readonlyPaths"] = json!([]);
+    let mounts = spec["mounts"].as_array_mut().unwrap();
+    mounts.push(
+        json!({"destination": "/cache", "type": "bind", "source": "/run/vmpod/memory/cache",
+                       "options": ["rbind", "rprivate"]}),
+    );
+    mounts.push(json!({"destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": ["rbind"]}));
+    let name = fixture.launch("mapped", &spec).await;
+    let process = json!({"args": ["/bin/sh", "-c", "id -u; cat /proc/self/uid_map; echo 7 > /dev/stdout; touch /tmp/by-exec"],
+        "user": {"uid": 7, "gid": 8}, "cwd": "/", "env": ["PATH=/bin"]});
+    let (status, output) = fixture.exec("mapped", "user", process).await;
+    let words: Vec<&str> = output.split_whitespace().collect();
+    assert_eq!(
+        (status.code, words.as_slice()),
+        (
+            1,
+            [
+                "7",
+                "0",
+                "100000",
+                "65536",
+                "7",
+                "touch:",
+                "/tmp/by-exec:",
+                "Permission",
+                "denied"
+            ]
+            .as_slice()
+        ),
+        "{output}"
+    );
+    until("the script is through", || {
+        Path::new("/run/vmpod/memory/cache/f").exists()
+    })
+    .await;
+    fixture
+        .engine
+        .signal(&name, libc::SIGKILL.unsigned_abs(), true)
+        .unwrap();
+    let (_, output) = fixture.finish(&name).await;
+    let lines: Vec<String> = output
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect();
+    assert_eq!(
+        lines,
+        [
+            "0 100000 65536",
+            "0 200000 65536",
+            "uid=0(root) gid=0",
+            "pause",
+            "the-pod",
+            "other",
+            "word",
+            "0:5:2770",
+            "0:0:1777",
+            "0:0:755",
+            "eth0",
+            "lo",
+            "forwards",
+            "out",
+            "mknod: /tmp/n: Operation not permitted",
+        ],
+        "{output}"
+    );
+    // A container with a user namespace of its own would have no power over the pod's.
+    let mut own = fixture.spec("own", "true");
+    own["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "user"}]);
+    for map in ["uidMappings", "gidMappings"] {
+        own["linux"][map] = json!([{"containerID": 0, "hostID": 1, "size": 1}]);
+    }
+    let error = fixture.create("own", &own).await.unwrap_err().to_string();
+    assert!(
+        error.contains("the pod has one that its containers share"),
+        "{error}"
     );
 }
 

@@ -80,6 +80,28 @@ fn plan_of_a_small_pod_has_kubernetes_defaults() {
 }
 
 #[test]
+fn plan_without_the_hosts_users_has_ids_of_its_own_and_no_others() {
+    let text = |ids: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec:\n  hostUsers: false\n  securityContext: {{{ids}}}\n{MAIN}"
+        )
+    };
+    let plan = planned(&text("runAsUser: 65535, supplementalGroups: [65535]")).unwrap();
+    assert!(plan.user_namespace);
+    let said = planned(&text(
+        "runAsUser: 65536, supplementalGroups: [1, 65536], fsGroup: 100000",
+    ));
+    let said = said.unwrap_err().to_string();
+    for field in ["runAsUser", "supplementalGroups[1]", "fsGroup"] {
+        assert!(
+            said.contains(&format!("spec.securityContext.{field}: Invalid value")),
+            "{said}"
+        );
+    }
+    assert_eq!(said.lines().count(), 3, "{said}");
+}
+
+#[test]
 fn plan_without_name_image_or_containers_says_required() {
     assert_eq!(
         planned("apiVersion: v1\nkind: Pod\nmetadata: {}\nspec:\n  containers:\n  - image: i\n  - name: b\n").unwrap_err().to_string(),

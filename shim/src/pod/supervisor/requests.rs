@@ -9,6 +9,7 @@ use crate::manifest::care::{HandlerPlan, ProbePlan};
 use crate::manifest::plan::RestartPolicy;
 use crate::pod::boot::{BootError, CARD_MAC, entropy};
 use crate::pod::guest_paths;
+use crate::pod::id_ranges::users_of;
 use crate::pod::record::ContainerRecord;
 
 /// Name of the network interface in the pod.
@@ -73,6 +74,7 @@ pub(super) fn sandbox(
             })
             .collect(),
         entropy: entropy()?,
+        users: record.users.map(users_of).into(),
         ..Default::default()
     })
 }

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
+use super::mapped_users::MappedUsers;
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
@@ -68,6 +69,33 @@ impl DetachedMount {
         )
     }
 
+    /// Shows its files with the ids that `users` have for them, those of the mounts below it too where their file systems can
+    /// be shown so: there are some that cannot, like proc.
+    ///
+    /// # Errors
+    /// As mount_setattr(2).
+    pub fn show_to(&self, users: &MappedUsers) -> io::Result<()> {
+        let mapped = |recursive| {
+            self.change(
+                Attributes {
+                    set: libc::MOUNT_ATTR_IDMAP,
+                    user_namespace: u64::try_from(users.as_fd().as_raw_fd()).unwrap_or(u64::MAX),
+                    ..Attributes::default()
+                },
+                recursive,
+            )
+        };
+        mapped(true).or_else(|_| mapped(false)).map_err(|error| {
+            match error.raw_os_error() {
+                Some(libc::EINVAL) => io::Error::other(
+                    "its file system cannot be shown to a pod with a user namespace (hostUsers: false): id-mapped mounts are \
+                     supported by ext4, xfs, btrfs and, from Linux 6.3, tmpfs, but not by overlay, NFS and 9p",
+                ),
+                _ => error,
+            }
+        })
+    }
+
     /// Puts it onto `target`, a directory or file.
     ///
     /// # Errors
@@ -101,4 +129,14 @@ impl DetachedMount {
             Err(io::Error::last_os_error())
         }
     }
+}
+
+/// Mounts what is at `source` at `target`, with the ids that `users` have for its files; `recursive`: with the mounts below.
+///
+/// # Errors
+/// As mount_setattr(2), in words where the file system is the reason.
+pub fn show(source: &Path, recursive: bool, users: &MappedUsers, target: &Path) -> io::Result<()> {
+    let copy = DetachedMount::of(source, recursive)?;
+    copy.show_to(users)?;
+    copy.attach(target)
 }

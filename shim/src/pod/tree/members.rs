@@ -84,7 +84,7 @@ impl SharedTree {
     /// # Errors
     /// The first part that cannot be made.
     pub fn empty(paths: &PodPaths) -> Result<Self, TreeError> {
-        let tree = Self::bare(paths)?;
+        let tree = Self::bare(paths, None)?;
         directory(&tree.skeleton.join("containers"), 0o755)?;
         Ok(tree)
     }

@@ -9,6 +9,7 @@
 mod detached_mount;
 mod etc_files;
 mod files;
+mod mapped_users;
 mod members;
 mod overlay;
 mod removal;
@@ -33,6 +34,8 @@ use rustix::mount::{
 };
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
+use self::mapped_users::MappedUsers;
+use super::id_ranges::IdRanges;
 use super::record::{ContainerRecord, PodRecord};
 use super::roots::PodPaths;
 
@@ -106,6 +109,8 @@ pub struct SharedTree {
     paths: PodPaths,
     skeleton: PathBuf,
     shared: PathBuf,
+    /// The pod's own user namespace, where it has one: files appear with its ids.
+    users: Option<MappedUsers>,
 }
 
 impl SharedTree {
@@ -118,7 +123,7 @@ impl SharedTree {
         record: &PodRecord,
         hosts: &HostsFile<'_>,
     ) -> Result<Self, TreeError> {
-        let tree = Self::bare(paths)?;
+        let tree = Self::bare(paths, record.users)?;
         let skeleton = tree.skeleton.clone();
         for part in ["containers", "volumes"] {
             directory(&skeleton.join(part), 0o755)?;
@@ -133,6 +138,7 @@ impl SharedTree {
                 volume,
                 &skeleton.join("volumes"),
                 &tree.shared.join("volumes"),
+                tree.users.as_ref(),
             )
             .map_err(|source| TreeError::Volume {
                 name: volume.name.clone(),
@@ -171,11 +177,21 @@ impl SharedTree {
     }
 
     /// Skeleton and shared directory with nothing in them.
-    fn bare(paths: &PodPaths) -> Result<Self, TreeError> {
+    fn bare(paths: &PodPaths, ids: Option<IdRanges>) -> Result<Self, TreeError> {
+        let shared = paths.shared();
+        let users = ids
+            .map(MappedUsers::new)
+            .transpose()
+            .map_err(|source| TreeError::Make {
+                what: "make a user namespace for the files of",
+                path: shared.clone(),
+                source,
+            })?;
         let tree = Self {
             paths: paths.clone(),
-            shared: paths.shared(),
+            shared,
             skeleton: paths.run.join("skeleton"),
+            users,
         };
         directory(&tree.skeleton, 0o755)?;
         directory(&tree.shared, 0o755)?;
@@ -210,6 +226,7 @@ impl SharedTree {
             &container.layers,
             &writable,
             &self.shared.join(&part).join("rootfs"),
+            self.users.as_ref(),
         )
         .map_err(|source| TreeError::Overlay {
             container: container.name.clone(),
@@ -254,7 +271,15 @@ impl SharedTree {
 
     fn bind_writable(&self, part: &str) -> Result<(), TreeError> {
         let target = self.shared.join(part);
-        mount_bind(self.skeleton.join(part), &target).map_err(failing("bind", &target))?;
+        match &self.users {
+            None => mount_bind(self.skeleton.join(part), &target).map_err(failing("bind", &target)),
+            Some(users) => detached_mount::show(&self.skeleton.join(part), false, users, &target)
+                .map_err(|source| TreeError::Make {
+                    what: "bind",
+                    path: target.clone(),
+                    source,
+                }),
+        }?;
         mount_remount(
             &target,
             MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV,
@@ -310,7 +335,7 @@ pub fn try_overlay(state: &Path) -> Result<(), String> {
             scope
                 .spawn(|| {
                     enter_namespace().map_err(|e| super::journal::chain(&e))?;
-                    overlay::mount(&[lower], &place.join("writable"), &target)
+                    overlay::mount(&[lower], &place.join("writable"), &target, None)
                         .map_err(|e| super::journal::chain(&e))
                 })
                 .join()

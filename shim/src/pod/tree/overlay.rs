@@ -5,15 +5,18 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use rustix::fd::AsFd;
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
 };
+
+use super::detached_mount::DetachedMount;
+use super::mapped_users::MappedUsers;
 
 /// Longest value that fsconfig(2) takes for a string.
 const OPTION_BYTES: usize = 255;
@@ -29,6 +32,15 @@ pub enum OverlayError {
     LayerMissing {
         /// The directory.
         path: PathBuf,
+    },
+    /// A layer cannot be shown with the ids of the pod.
+    #[error("cannot mount layer {} with the ids of the pod", path.display())]
+    Layer {
+        /// The directory.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
     },
     /// The writable directory.
     #[error("cannot make directory {}", path.display())]
@@ -52,11 +64,17 @@ pub enum OverlayError {
     },
 }
 
-/// Mounts `layers` (top-most first) with the writable directory `writable` at `target`.
+/// Mounts `layers` (top-most first) with the writable directory `writable` at `target`; where the pod has `users` of its own,
+/// with their ids.
 ///
 /// # Errors
 /// When a layer is missing, the directory cannot be made or the kernel refuses.
-pub fn mount(layers: &[PathBuf], writable: &Path, target: &Path) -> Result<(), OverlayError> {
+pub fn mount(
+    layers: &[PathBuf],
+    writable: &Path,
+    target: &Path,
+    users: Option<&MappedUsers>,
+) -> Result<(), OverlayError> {
     if layers.is_empty() {
         return Err(OverlayError::NoLayers);
     }
@@ -80,6 +98,18 @@ pub fn mount(layers: &[PathBuf], writable: &Path, target: &Path) -> Result<(), O
                 source,
             })?;
     }
+    let mapped = users
+        .map(|users| {
+            let (uid, gid) = users.root();
+            // What is written later comes with the pod's ids by itself.
+            chown(&upper, Some(uid), Some(gid)).map_err(|source| OverlayError::Writable {
+                path: upper.clone(),
+                source,
+            })?;
+            MappedLayers::of(layers, &writable.join("layers"), users)
+        })
+        .transpose()?;
+    let layers = mapped.as_ref().map_or(layers, |mapped| &mapped.places);
     let fail = |what| {
         move |errno: Errno| OverlayError::Mount {
             what,
@@ -110,6 +140,51 @@ pub fn mount(layers: &[PathBuf], writable: &Path, target: &Path) -> Result<(), O
         MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
     )
     .map_err(fail("the overlay's place"))
+}
+
+/// Read-only mounts of layers that show their files with other ids, for as long as it takes to make an overlay of them: it
+/// keeps copies of its own.
+#[derive(Debug)]
+struct MappedLayers {
+    /// In the order of the layers.
+    places: Vec<PathBuf>,
+}
+
+impl MappedLayers {
+    fn of(layers: &[PathBuf], below: &Path, users: &MappedUsers) -> Result<Self, OverlayError> {
+        let mut mapped = Self { places: Vec::new() };
+        for (number, layer) in layers.iter().enumerate() {
+            let place = below.join(number.to_string());
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&place)
+                .map_err(|source| OverlayError::Writable {
+                    path: place.clone(),
+                    source,
+                })?;
+            let failed = |source| OverlayError::Layer {
+                path: layer.clone(),
+                source,
+            };
+            let copy = DetachedMount::of(layer, false).map_err(failed)?;
+            // Nothing that clears the pod's directory away can reach the store through it.
+            copy.protect(false).map_err(failed)?;
+            copy.show_to(users).map_err(failed)?;
+            copy.attach(&place).map_err(failed)?;
+            mapped.places.push(place);
+        }
+        Ok(mapped)
+    }
+}
+
+impl Drop for MappedLayers {
+    fn drop(&mut self) {
+        for place in &self.places {
+            let _ = unmount(place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+            let _ = fs::remove_dir(place);
+        }
+    }
 }
 
 /// Sets the lower layers, top-most first.

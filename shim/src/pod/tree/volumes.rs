@@ -11,6 +11,8 @@ use rustix::mount::{
     MountFlags, MountPropagationFlags, mount_bind_recursive, mount_change, mount_remount,
 };
 
+use super::detached_mount;
+use super::mapped_users::MappedUsers;
 use super::overlay;
 use crate::manifest::plan::HostPathType;
 use crate::pod::record::{VolumeRecord, VolumeSource};
@@ -155,6 +157,7 @@ pub(super) fn mount(
     volume: &VolumeRecord,
     skeleton: &Path,
     shared: &Path,
+    users: Option<&MappedUsers>,
 ) -> Result<(), VolumeError> {
     let source = match &volume.source {
         VolumeSource::HostPath { path, type_ } => {
@@ -173,8 +176,8 @@ pub(super) fn mount(
                 volume,
                 layers,
                 &paths.volume(&volume.name),
-                skeleton,
-                shared,
+                (skeleton, shared),
+                users,
             );
         }
     };
@@ -196,7 +199,12 @@ pub(super) fn mount(
         fs::write(&point, "").map_err(failing("make mount point", &point))?;
     }
     let target = shared.join(&volume.name);
-    mount_bind_recursive(&source, &target).map_err(failing("bind", &source))?;
+    match users {
+        None => mount_bind_recursive(&source, &target).map_err(failing("bind", &source)),
+        Some(users) => {
+            detached_mount::show(&source, true, users, &target).map_err(failing("bind", &source))
+        }
+    }?;
     let own = !matches!(volume.source, VolumeSource::HostPath { .. });
     if volume.read_only || own {
         let mut flags = MountFlags::BIND;
@@ -223,8 +231,8 @@ fn mount_image(
     volume: &VolumeRecord,
     layers: &[PathBuf],
     writable: &Path,
-    skeleton: &Path,
-    shared: &Path,
+    (skeleton, shared): (&Path, &Path),
+    users: Option<&MappedUsers>,
 ) -> Result<(), VolumeError> {
     let point = skeleton.join(&volume.name);
     DirBuilder::new()
@@ -232,7 +240,7 @@ fn mount_image(
         .create(&point)
         .map_err(failing("make mount point", &point))?;
     let target = shared.join(&volume.name);
-    overlay::mount(layers, writable, &target).map_err(|source| VolumeError::Image {
+    overlay::mount(layers, writable, &target, users).map_err(|source| VolumeError::Image {
         source: Box::new(source),
     })?;
     let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
