@@ -205,7 +205,11 @@ state = "{STATE}/state"
         self.launch();
     }
 
-    fn import(&self, archive: &Path) {
+    /// Brings the image of an archive to containerd.
+    ///
+    /// # Panics
+    /// When it does not take it.
+    pub fn import(&self, archive: &Path) {
         // Unpacked when a container wants it.
         self.ctr(["-n", "k8s.io", "image", "import", "--no-unpack"])
             .arg(archive)

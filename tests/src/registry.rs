@@ -1,5 +1,6 @@
 //! A real image registry (Debian's docker-registry) on loopback, and a small image to put there.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -37,15 +38,54 @@ impl SmallImage {
         }))
     }
 
+    /// Makes what a Containerfile says whose base is `scratch`, with `COPY FROM TO` and an `ENTRYPOINT` in JSON alone.
+    ///
+    /// # Panics
+    /// When the file has other instructions, or what it copies is not in `context`.
+    #[must_use]
+    pub fn of_containerfile(file: &Path, context: &Path) -> Self {
+        let text = std::fs::read_to_string(file).expect("read the Containerfile");
+        let mut script = String::from("mkdir root");
+        let mut config = json!({});
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let (instruction, rest) = line.split_once(' ').expect("an instruction");
+            match instruction {
+                "FROM" => assert_eq!(rest, "scratch"),
+                "COPY" => {
+                    let (from, to) = rest.split_once(' ').expect("from and to");
+                    let from = context.join(from);
+                    let _ = write!(
+                        script,
+                        " && mkdir -p root{to} && cp -r {}/. root{to}",
+                        from.display()
+                    );
+                }
+                "ENTRYPOINT" => {
+                    config["Entrypoint"] = serde_json::from_str(rest).expect("a list of words");
+                }
+                _ => panic!("{line}: another instruction"),
+            }
+        }
+        Self::packed(&script, &config)
+    }
+
     fn with(config: &Value) -> Self {
-        let directory = tempfile::tempdir().expect("make a directory for the image");
-        let path = directory.path();
-        shell(
-            path,
+        Self::packed(
             "mkdir -p root/bin && cp /bin/busybox root/bin/ && ln -s busybox root/bin/sh && echo small > root/name \
              && mkdir root/etc && echo u:x:1000:1000::/:/bin/sh > root/etc/passwd \
-             && printf 'u:x:1000:\\nextra:x:4000:u\\n' > root/etc/group \
-             && tar -C root --numeric-owner -cf layer.tar .",
+             && printf 'u:x:1000:\\nextra:x:4000:u\\n' > root/etc/group",
+            config,
+        )
+    }
+
+    /// An image of what `script` leaves in the directory `root`.
+    fn packed(script: &str, config: &Value) -> Self {
+        let directory = tempfile::tempdir().expect("make a directory for the image");
+        let path = directory.path();
+        shell(path, script);
+        shell(
+            path,
+            "tar -C root --numeric-owner -cf layer.tar . && rm -r root",
         );
         let image = Self { directory };
         let config = json!({

@@ -1,8 +1,7 @@
 //! `vmpod install`
 
 use std::io::{self, Write};
-use std::os::unix::process::CommandExt as _;
-use std::process::Command;
+use std::path::Path;
 
 use anyhow::{Context, bail};
 use tokio::signal::unix::{SignalKind, signal};
@@ -50,20 +49,11 @@ pub fn install(arguments: InstallArguments) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// Has the host's systemd restart containerd. Executes systemctl in the host's root: this may be an image without any
-/// program but vmpod's own.
+/// Has the host's systemd restart containerd.
 fn restart(target: &Target) -> anyhow::Result<()> {
-    let host = target.host.clone();
-    let mut command = Command::new("/usr/bin/systemctl");
-    command.args(["restart", "containerd"]);
-    // SAFETY: between fork and exec nothing is done but chroot(2) and chdir(2).
-    unsafe {
-        command.pre_exec(move || {
-            std::os::unix::fs::chroot(&host)?;
-            std::env::set_current_dir("/")
-        });
-    }
-    let status = command
+    let status = target
+        .program(Path::new("/usr/bin/systemctl"))
+        .args(["restart", "containerd"])
         .status()
         .context("cannot execute the host's systemctl to restart containerd")?;
     if !status.success() {

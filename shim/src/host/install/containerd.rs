@@ -4,7 +4,6 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::str::FromStr;
 
 use toml_edit::{Array, DocumentMut, Item, Table, value};
@@ -73,7 +72,8 @@ pub(super) fn version(target: &Target) -> Result<Option<Version>, VersionError> 
         return Ok(Some(version));
     }
     let told = PROGRAMS.iter().find_map(|program| {
-        let said = Command::new(target.on_host(Path::new(program)))
+        let said = target
+            .program(Path::new(program))
             .arg("--version")
             .output()
             .ok()?;

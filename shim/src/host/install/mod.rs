@@ -13,7 +13,9 @@ mod containerd;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, symlink};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 pub use containerd::{Version, VersionError};
 
@@ -87,6 +89,24 @@ fn failing<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> 
 
 impl Target {
     /// `path` of the host, from here.
+    /// A program of the host, executed in the host's root: this process may be in an image that has no libraries and no
+    /// shell for it.
+    #[must_use]
+    pub fn program(&self, path: &Path) -> Command {
+        let mut command = Command::new(path);
+        if self.host != Path::new("/") {
+            let host = self.host.clone();
+            // SAFETY: between fork and exec nothing is done but chroot(2) and chdir(2).
+            unsafe {
+                command.pre_exec(move || {
+                    std::os::unix::fs::chroot(&host)?;
+                    std::env::set_current_dir("/")
+                });
+            }
+        }
+        command
+    }
+
     fn on_host(&self, path: &Path) -> PathBuf {
         self.host.join(path.strip_prefix("/").unwrap_or(path))
     }
