@@ -342,6 +342,36 @@ mod tests {
         assert!(why.contains("does not speak HTTP/2"), "{why}");
     }
 
+    #[tokio::test]
+    async fn check_of_a_real_server_follows_what_it_reports() {
+        use tonic_health::ServingStatus::{NotServing, Serving};
+
+        let (reporter, service) = tonic_health::server::health_reporter();
+        reporter.set_service_status("app", Serving).await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tonic::transport::Server::builder().add_service(service);
+        let incoming = tonic::transport::server::TcpIncoming::from(listener);
+        let server = tokio::spawn(server.serve_with_incoming(incoming));
+        for service in ["", "app"] {
+            let outcome = check(address, service, LIMIT).await;
+            assert!(
+                matches!(outcome, Outcome::Success),
+                "{service}: {outcome:?}"
+            );
+        }
+        let failure = |outcome| match outcome {
+            Outcome::Failure(why) => why,
+            other => panic!("{other:?}"),
+        };
+        reporter.set_service_status("app", NotServing).await;
+        let why = failure(check(address, "app", LIMIT).await);
+        assert_eq!(why, "service unhealthy (responded with \"NOT_SERVING\")");
+        let why = failure(check(address, "other", LIMIT).await);
+        assert!(why.contains("knows no service \"other\""), "{why}");
+        server.abort();
+    }
+
     #[test]
     fn status_of_broken_answers_is_refused() {
         for bad in [

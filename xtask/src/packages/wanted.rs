@@ -32,6 +32,7 @@ pub const TEST: &[&str] = &[
     "openssl",
     "protobuf-compiler",
     "runc",
+    "systemd",
 ];
 
 /// What the bench compares pods with, and what has pods of both kinds.
