@@ -20,6 +20,9 @@
 //!     oifname "vmpod0" accept
 //! ```
 //!
+//! Without ports of the host there are only the rules that all pods need: those of `guard` and `forward`, and the first of
+//! `postrouting`.
+//!
 //! The kernel is told by netlink, in one transaction. The program `nft` would do, and takes as many instructions as the
 //! rest of a pod's network; it is what tests compare with.
 
@@ -110,15 +113,25 @@ impl Rules {
             objects::table(TABLE),
         ];
         let (any, one) = elements(leases);
-        for (map, elements) in [(PORTS, any), (ADDRESS_PORTS, one)] {
-            steps.push(map.message(TABLE));
-            steps.extend(map.elements(TABLE, &elements));
+        let mut rules = rules(subnet);
+        if any.is_empty() && one.is_empty() {
+            rules.retain(|(purpose, ..)| *purpose == For::Pods);
+        } else {
+            for (map, elements) in [(PORTS, any), (ADDRESS_PORTS, one)] {
+                steps.push(map.message(TABLE));
+                steps.extend(map.elements(TABLE, &elements));
+            }
         }
-        steps.extend(CHAINS.map(|chain| chain.message(TABLE)));
         steps.extend(
-            rules(subnet)
+            CHAINS
                 .iter()
-                .map(|(chain, parts)| objects::rule(TABLE, chain, parts)),
+                .filter(|chain| rules.iter().any(|(_, of, _)| *of == chain.name))
+                .map(|chain| chain.message(TABLE)),
+        );
+        steps.extend(
+            rules
+                .iter()
+                .map(|(_, chain, parts)| objects::rule(TABLE, chain, parts)),
         );
         Self(objects::transaction(steps, "write the rules of pods"))
     }
@@ -181,8 +194,17 @@ fn elements(leases: &[Lease]) -> (Vec<Element>, Vec<Element>) {
     (any, one)
 }
 
+/// Whom a rule is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum For {
+    /// All pods.
+    Pods,
+    /// Those with ports of the host: without one, the rule is left out.
+    HostPorts,
+}
+
 /// Each rule with its chain.
-fn rules(subnet: Subnet) -> Vec<(&'static str, Vec<Step>)> {
+fn rules(subnet: Subnet) -> Vec<(For, &'static str, Vec<Step>)> {
     use Step::{
         Accept, Drop, IsInterface, IsNotInterface, IsWithin, LoadField, LoadMeta, LookUp,
         Masquerade, Redirect, ToThisHost, WasRedirected,
@@ -214,17 +236,19 @@ fn rules(subnet: Subnet) -> Vec<(&'static str, Vec<Step>)> {
     let join = |parts: &[&[Step]]| parts.concat();
     vec![
         (
+            For::Pods,
             "guard",
             join(&[
                 &from_bridge,
                 &[IsWithin(Field::Destination, LOOPBACK.0, LOOPBACK.1), Drop],
             ]),
         ),
-        ("prerouting", redirect_at_address.clone()),
-        ("prerouting", redirect.clone()),
-        ("output", redirect_at_address),
-        ("output", redirect),
+        (For::HostPorts, "prerouting", redirect_at_address.clone()),
+        (For::HostPorts, "prerouting", redirect.clone()),
+        (For::HostPorts, "output", redirect_at_address),
+        (For::HostPorts, "output", redirect),
         (
+            For::Pods,
             "postrouting",
             vec![
                 from_pod.clone(),
@@ -234,6 +258,7 @@ fn rules(subnet: Subnet) -> Vec<(&'static str, Vec<Step>)> {
             ],
         ),
         (
+            For::HostPorts,
             "postrouting",
             join(&[
                 &[IsWithin(Field::Source, LOOPBACK.0, LOOPBACK.1)],
@@ -242,10 +267,11 @@ fn rules(subnet: Subnet) -> Vec<(&'static str, Vec<Step>)> {
             ]),
         ),
         (
+            For::HostPorts,
             "postrouting",
             join(&[&[from_pod], &to_bridge, &[WasRedirected, Masquerade]]),
         ),
-        ("forward", join(&[&from_bridge, &[Accept]])),
-        ("forward", join(&[&to_bridge, &[Accept]])),
+        (For::Pods, "forward", join(&[&from_bridge, &[Accept]])),
+        (For::Pods, "forward", join(&[&to_bridge, &[Accept]])),
     ]
 }
