@@ -11,5 +11,6 @@ mod pods;
 mod processes;
 mod resources;
 mod security;
+mod streams;
 mod tasks;
 mod volumes;

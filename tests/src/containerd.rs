@@ -24,6 +24,9 @@ const STATE: &str = "/run/vmpod-test-containerd";
 /// Name of the image that sandboxes run under runtimes that need one.
 const PAUSE: &str = "vmpod.test/pause:1";
 
+/// The handler of pods whose streams containerd opens to the shim instead of fifos. There from 2.1 on.
+pub const STREAMING: &str = "vmpod-streaming";
+
 const SUBNETS: [&str; 2] = [
     r#"[{"subnet": "10.77.0.0/24"}]"#,
     r#"[{"subnet": "fd77::/64"}]"#,
@@ -115,7 +118,7 @@ state = "{STATE}/state"
     runtime_type = "io.containerd.vmpod.v2"
     pod_annotations = ["test.*"]
     privileged_without_host_devices = false
-{sandboxer}"#,
+{sandboxer}{streaming}"#,
             root = root().display(),
             socket = self.socket().display(),
             // From 2.0 on the runtime makes the pod itself.
@@ -123,6 +126,17 @@ state = "{STATE}/state"
                 "    sandboxer = \"shim\"\n"
             } else {
                 ""
+            },
+            streaming = if self.version >= (2, 1) {
+                format!(
+                    r#"  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{STREAMING}]
+    runtime_type = "io.containerd.vmpod.v2"
+    sandboxer = "shim"
+    io_type = "streaming"
+"#
+                )
+            } else {
+                String::new()
             },
         )
     }

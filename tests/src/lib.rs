@@ -13,7 +13,7 @@ mod registry;
 mod streaming;
 
 pub use cli::{Outcome, Vmpod, program, vmpod};
-pub use containerd::{Containerd, containerd};
+pub use containerd::{Containerd, STREAMING, containerd};
 pub use cri::{Container, Cri, Ran, Sandbox, cri, on_both};
 pub use host::{Footprint, processes_with};
 pub use http::get;

@@ -54,6 +54,7 @@ const OTHER_CONTAINERDS: [(&str, &[&str]); 2] = [
             "tasks::",
             "pods::",
             "accidents::",
+            "streams::",
             "exec_with",
             "port_forward",
             "interface_has",

@@ -25,6 +25,7 @@ pub mod sandbox_wish;
 pub mod server;
 pub mod settings;
 pub mod stdio;
+pub mod streaming;
 pub mod task_service;
 pub mod task_state;
 pub mod tasks;

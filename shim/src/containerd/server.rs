@@ -20,6 +20,7 @@ use super::launch::{EVENTS_ADDRESS, SERVING, socket_path};
 use super::publisher::Publisher;
 use super::sandbox::Place;
 use super::sandbox_service;
+use super::streaming::Streams;
 use super::task_service::Service;
 use super::tasks::Tasks;
 use crate::pod::roots::Roots;
@@ -106,11 +107,13 @@ async fn answer(flags: &Flags, roots: Roots, listener: UnixListener) -> Result<(
     let publisher = Publisher::start(&address, &flags.namespace);
     let place = Place::of(roots, &flags.namespace, &flags.id);
     let host_cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64);
-    let tasks = Tasks::new(place, publisher.clone(), host_cpus);
+    let streams = Streams::new(&flags.socket);
+    let tasks = Tasks::new(place, publisher.clone(), streams.clone(), host_cpus);
     listener
         .set_nonblocking(true)
         .map_err(system("use", &flags.socket))?;
-    let listener = Listener::try_from(listener).map_err(system("use", &flags.socket))?;
+    let listener = listener.try_into().map_err(system("use", &flags.socket))?;
+    let listener = Listener::new(streams.sort(listener));
     let service = Service {
         tasks: Arc::clone(&tasks),
     };

@@ -1,5 +1,5 @@
-//! Standard streams between the guest and what containerd names for them: a fifo, a file (`file:///path`), or a logging
-//! program (`binary:///path?key=value`). One task a stream; back-pressure reaches the guest. Owned by the process whose
+//! Standard streams between the guest and what containerd names for them: a fifo, a file (`file:///path`), a logging
+//! program (`binary:///path?key=value`), or a stream that containerd opens to the shim ([`streaming`]). One task a stream; back-pressure reaches the guest. Owned by the process whose
 //! streams they are.
 
 use std::io;
@@ -15,12 +15,13 @@ use tokio::net::unix::pipe;
 use tokio::process::Command;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use vmpod_agent_protocol::messages as m;
 use vmpod_agent_protocol::stream::{StdioStream, StreamHeader};
 
 use std::sync::Arc;
 
+use super::streaming::{self, Claim, ClaimError, Direction, Streams};
 use crate::pod::hybrid_vsock::{self, GuestConnectError};
 
 /// Bytes copied at a time.
@@ -28,6 +29,9 @@ const CHUNK_BYTES: usize = 32 * 1024;
 
 /// How long the agent may take to open a stream.
 const OPEN_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long a stream's last input may be on its way when somebody ends it by hand.
+const CLOSE_GRACE: Duration = Duration::from_secs(2);
 
 /// How long a logging program may take until it says that it reads.
 const LOGGER_LIMIT: Duration = Duration::from_secs(10);
@@ -49,12 +53,23 @@ pub enum StdioError {
         source: io::Error,
     },
     /// A way that is not known.
-    #[error("{uri}: streams go to a fifo, file:// or binary://, not to {scheme}://")]
+    #[error("{uri}: streams go to a fifo, file://, binary:// or ttrpc+unix://, not to {scheme}://")]
     Scheme {
         /// As containerd names it.
         uri: String,
         /// Its scheme.
         scheme: String,
+    },
+    /// A stream that containerd opens.
+    #[error("cannot use the {stream} of {process}")]
+    Stream {
+        /// Which stream.
+        stream: &'static str,
+        /// Whose.
+        process: String,
+        /// Why.
+        #[source]
+        source: ClaimError,
     },
     /// The guest's end.
     #[error("cannot connect the {stream} of {process}")]
@@ -101,6 +116,14 @@ impl StdioUris {
 enum Sink {
     Fifo(pipe::Sender),
     File(tokio::fs::File),
+    Stream(streaming::Output),
+}
+
+/// A place of the host for input.
+#[derive(Debug)]
+enum Source {
+    Fifo(pipe::Receiver),
+    Stream(streaming::Input),
 }
 
 /// The connected streams of a process.
@@ -109,6 +132,8 @@ pub struct ProcessStdio {
     outputs: JoinSet<()>,
     input: Option<AbortHandle>,
     close_input: Arc<Notify>,
+    /// The streams among them that containerd opens: they are known as long as this is.
+    claims: Vec<Claim>,
     /// Runs as long as there is something to log.
     _logger: Option<tokio::process::Child>,
 }
@@ -124,6 +149,7 @@ impl ProcessStdio {
         exec: &str,
         uris: &StdioUris,
         namespace: &str,
+        streams: &Streams,
     ) -> Result<Self, StdioError> {
         let process = if exec.is_empty() {
             format!("container {container}")
@@ -139,6 +165,15 @@ impl ProcessStdio {
                 source,
             }
         };
+        let claim = |stream: &'static str, uri: &str, direction| {
+            let claimed = streams.claim(uri, direction, exec.is_empty());
+            claimed.map_err(|source| StdioError::Stream {
+                stream,
+                process: process.clone(),
+                source,
+            })
+        };
+        let mut claims = Vec::new();
         let mut logger = None;
         let mut sinks = Vec::new();
         if let Some(program) = LoggerUri::parse(&uris.stdout) {
@@ -152,21 +187,33 @@ impl ProcessStdio {
                 sinks.push((StdioStream::Stderr, "stderr", Sink::Fifo(stderr)));
             }
         } else {
-            if !uris.stdout.is_empty() {
-                let sink = Sink::open(&uris.stdout, open("stdout", &uris.stdout))?;
-                sinks.push((StdioStream::Stdout, "stdout", sink));
-            }
-            if !uris.stderr.is_empty() && !uris.terminal {
-                let sink = Sink::open(&uris.stderr, open("stderr", &uris.stderr))?;
-                sinks.push((StdioStream::Stderr, "stderr", sink));
+            let wanted = uris.wanted();
+            let outputs = [
+                (wanted.stdout, StdioStream::Stdout, "stdout", &uris.stdout),
+                (wanted.stderr, StdioStream::Stderr, "stderr", &uris.stderr),
+            ];
+            for (_, stream, name, uri) in outputs.into_iter().filter(|output| output.0) {
+                let sink = match claim(name, uri, Direction::Output)? {
+                    Some(claim) => {
+                        let sink = Sink::Stream(claim.output());
+                        claims.push(claim);
+                        sink
+                    }
+                    None => Sink::open(uri, open(name, uri))?,
+                };
+                sinks.push((stream, name, sink));
             }
         }
         let source = if uris.stdin.is_empty() {
             None
+        } else if let Some(claim) = claim("stdin", &uris.stdin, Direction::Input)? {
+            let source = Source::Stream(claim.input());
+            claims.push(claim);
+            Some(source)
         } else {
             // Not for writing as well: the end of the last writer is the end of the input.
             let opened = pipe::OpenOptions::new().open_receiver(&uris.stdin);
-            Some(opened.map_err(open("stdin", &uris.stdin))?)
+            Some(Source::Fifo(opened.map_err(open("stdin", &uris.stdin))?))
         };
         let guest = async |stream: StdioStream, name: &'static str| {
             let header = StreamHeader::Stdio {
@@ -188,6 +235,7 @@ impl ProcessStdio {
             match sink {
                 Sink::Fifo(to) => outputs.spawn(copy(from, to)),
                 Sink::File(to) => outputs.spawn(copy(from, to)),
+                Sink::Stream(to) => outputs.spawn(copy_to_stream(from, to)),
             };
         }
         let close_input = Arc::new(Notify::new());
@@ -195,7 +243,11 @@ impl ProcessStdio {
             Some(from) => {
                 let to = guest(StdioStream::Stdin, "stdin").await?;
                 let close = Arc::clone(&close_input);
-                Some(tokio::spawn(feed(from, to, close)).abort_handle())
+                let fed = match from {
+                    Source::Fifo(from) => tokio::spawn(feed(from, to, close)),
+                    Source::Stream(from) => tokio::spawn(feed_from_stream(from, to, close)),
+                };
+                Some(fed.abort_handle())
             }
             None => None,
         };
@@ -203,6 +255,7 @@ impl ProcessStdio {
             outputs,
             input,
             close_input,
+            claims,
             _logger: logger,
         })
     }
@@ -210,6 +263,18 @@ impl ProcessStdio {
     /// Ends the input after what is in the fifo already.
     pub fn close_input(&self) {
         self.close_input.notify_one();
+    }
+
+    /// Waits until containerd has all output that goes through its streams, at most `limit`. It reads no more of them once
+    /// it knows that a container has ended; a fifo keeps what was not read.
+    pub async fn deliver(&mut self, limit: Duration) {
+        if self.claims.is_empty() {
+            return;
+        }
+        let _ = timeout(limit, async {
+            while self.outputs.join_next().await.is_some() {}
+        })
+        .await;
     }
 
     /// Waits for the end of the output, at most `limit`: somebody else may hold a stream open. Nothing is copied after.
@@ -265,6 +330,37 @@ async fn copy(mut from: UnixStream, mut to: impl AsyncWrite + Unpin) {
         }
     }
     let _ = to.flush().await;
+}
+
+/// Copies until the guest's end closes, then waits until containerd has read it.
+async fn copy_to_stream(mut from: UnixStream, to: streaming::Output) {
+    let mut chunk = vec![0; streaming::MESSAGE_BYTES];
+    while let Ok(length @ 1..) = from.read(&mut chunk).await {
+        to.send(chunk.get(..length).unwrap_or_default()).await;
+    }
+    to.end().await;
+}
+
+/// Copies input to the guest until its end. Whoever ends it by hand has closed the stream before, by another way: that is
+/// waited for.
+async fn feed_from_stream(from: streaming::Input, mut to: UnixStream, close: Arc<Notify>) {
+    let mut closing = false;
+    loop {
+        let input = tokio::select! {
+            biased;
+            input = from.next() => input,
+            () = close.notified(), if !closing => {
+                closing = true;
+                continue;
+            }
+            () = sleep(CLOSE_GRACE), if closing => None,
+        };
+        let Some(input) = input else { break };
+        if to.write_all(&input).await.is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown().await;
 }
 
 /// Copies input to the guest until its end, or until `close` and the fifo is empty.
@@ -386,7 +482,7 @@ fn place_descriptors(command: &mut Command, descriptors: &[OwnedFd; 3]) -> io::R
 }
 
 /// `text` with `%xx` and `+` as what they stand for.
-fn decoded(text: &str) -> String {
+pub(super) fn decoded(text: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {

@@ -99,6 +99,7 @@ impl Tasks {
             "",
             &request.uris,
             &self.place.namespace,
+            &self.streams,
         )
         .await;
         match connected {

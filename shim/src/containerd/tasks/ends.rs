@@ -9,7 +9,7 @@ use containerd_shim_protos::topics;
 use tokio::time::timeout;
 use vmpod_agent_protocol::messages as m;
 
-use super::{KILLED, LOST_LIMIT, Tasks, reference};
+use super::{DRAIN_LIMIT, KILLED, LOST_LIMIT, Tasks, reference};
 use crate::containerd::process::Process;
 use crate::containerd::sandbox::Sandbox;
 use crate::containerd::task_state::{Exit, TaskState};
@@ -60,7 +60,12 @@ impl Tasks {
                 _ = sandbox.ended() => killed(),
             }
         };
-        let _turn = process.turn().await;
+        let mut turn = process.turn().await;
+        if process.exec.is_empty()
+            && let Some(stdio) = &mut *turn
+        {
+            stdio.deliver(DRAIN_LIMIT).await;
+        }
         if !process.set(TaskState::Stopped(exit)) {
             return;
         }

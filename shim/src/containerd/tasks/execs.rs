@@ -40,6 +40,7 @@ impl Tasks {
                 exec,
                 &process.uris,
                 &self.place.namespace,
+                &self.streams,
             )
             .await?;
             sandbox.agent.start_exec(&name).await?;

@@ -28,6 +28,7 @@ use super::publisher::Publisher;
 use super::sandbox::{Place, Sandbox};
 use super::sandbox_wish::SandboxWish;
 use super::stdio::StdioUris;
+use super::streaming::Streams;
 use super::task_state::{Exit, Operation, TaskState};
 use super::timestamp;
 use crate::pod::clock;
@@ -83,6 +84,7 @@ pub struct CreateTask {
 pub struct Tasks {
     place: Place,
     publisher: Publisher,
+    streams: Streams,
     host_cpus: u64,
     /// The machine. Held while it is made, so that there is one.
     sandbox: AsyncMutex<Option<Arc<Sandbox>>>,
@@ -102,10 +104,11 @@ impl Task {
 impl Tasks {
     /// No tasks yet, for the sandbox at `place`. `host_cpus` bounds the vCPUs.
     #[must_use]
-    pub fn new(place: Place, publisher: Publisher, host_cpus: u64) -> Arc<Self> {
+    pub fn new(place: Place, publisher: Publisher, streams: Streams, host_cpus: u64) -> Arc<Self> {
         Arc::new(Self {
             place,
             publisher,
+            streams,
             host_cpus,
             sandbox: AsyncMutex::new(None),
             tasks: Mutex::default(),
