@@ -15,7 +15,7 @@ use tokio::net::unix::pipe;
 use tokio::process::Command;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use vmpod_agent_protocol::messages as m;
 use vmpod_agent_protocol::stream::{StdioStream, StreamHeader};
 
@@ -29,9 +29,6 @@ const CHUNK_BYTES: usize = 32 * 1024;
 
 /// How long the agent may take to open a stream.
 const OPEN_LIMIT: Duration = Duration::from_secs(20);
-
-/// How long a stream's last input may be on its way when somebody ends it by hand.
-const CLOSE_GRACE: Duration = Duration::from_secs(2);
 
 /// How long a logging program may take until it says that it reads.
 const LOGGER_LIMIT: Duration = Duration::from_secs(10);
@@ -235,7 +232,7 @@ impl ProcessStdio {
             match sink {
                 Sink::Fifo(to) => outputs.spawn(copy(from, to)),
                 Sink::File(to) => outputs.spawn(copy(from, to)),
-                Sink::Stream(to) => outputs.spawn(copy_to_stream(from, to)),
+                Sink::Stream(to) => outputs.spawn(to.copy(from)),
             };
         }
         let close_input = Arc::new(Notify::new());
@@ -245,7 +242,7 @@ impl ProcessStdio {
                 let close = Arc::clone(&close_input);
                 let fed = match from {
                     Source::Fifo(from) => tokio::spawn(feed(from, to, close)),
-                    Source::Stream(from) => tokio::spawn(feed_from_stream(from, to, close)),
+                    Source::Stream(from) => tokio::spawn(from.feed(to, close)),
                 };
                 Some(fed.abort_handle())
             }
@@ -330,37 +327,6 @@ async fn copy(mut from: UnixStream, mut to: impl AsyncWrite + Unpin) {
         }
     }
     let _ = to.flush().await;
-}
-
-/// Copies until the guest's end closes, then waits until containerd has read it.
-async fn copy_to_stream(mut from: UnixStream, to: streaming::Output) {
-    let mut chunk = vec![0; streaming::MESSAGE_BYTES];
-    while let Ok(length @ 1..) = from.read(&mut chunk).await {
-        to.send(chunk.get(..length).unwrap_or_default()).await;
-    }
-    to.end().await;
-}
-
-/// Copies input to the guest until its end. Whoever ends it by hand has closed the stream before, by another way: that is
-/// waited for.
-async fn feed_from_stream(from: streaming::Input, mut to: UnixStream, close: Arc<Notify>) {
-    let mut closing = false;
-    loop {
-        let input = tokio::select! {
-            biased;
-            input = from.next() => input,
-            () = close.notified(), if !closing => {
-                closing = true;
-                continue;
-            }
-            () = sleep(CLOSE_GRACE), if closing => None,
-        };
-        let Some(input) = input else { break };
-        if to.write_all(&input).await.is_err() {
-            break;
-        }
-    }
-    let _ = to.shutdown().await;
 }
 
 /// Copies input to the guest until its end, or until `close` and the fifo is empty.

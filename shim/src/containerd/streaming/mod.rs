@@ -7,6 +7,7 @@
 //! process is known.
 
 mod connection;
+mod guest_end;
 mod lane;
 mod wire;
 
@@ -23,7 +24,7 @@ use tokio::time::sleep;
 
 pub use self::connection::Rewound;
 use self::lane::Lane;
-pub use self::lane::{Direction, Input, MESSAGE_BYTES, Output};
+pub use self::lane::{Direction, Input, Output};
 use self::wire::WireError;
 use super::stdio::decoded;
 

@@ -6,6 +6,7 @@ use containerd_shim_protos::ttrpc::asynchronous::{Client, ClientStream};
 use containerd_shim_protos::ttrpc::proto::Request;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -238,6 +239,33 @@ async fn input_of_a_container_outlives_a_connection_and_that_of_an_exec_ends_wit
     assert_eq!(peer.next().await.said, Said::Window(WINDOW_BYTES));
     peer.send(&wire::data(1, b"x".to_vec())).await;
     assert_eq!(of_container.next().await.as_deref(), Some(&b"x"[..]));
+}
+
+#[tokio::test]
+async fn input_ended_by_hand_is_fed_to_its_end() {
+    for closed in [true, false] {
+        let streams = streams();
+        let mut peer = Peer::open(&streams, "a").await;
+        let claim = claimed(&streams, "a", Direction::Input, true);
+        let (to, mut guest) = UnixStream::pair().unwrap();
+        let close = Arc::new(Notify::new());
+        let fed = tokio::spawn(claim.input().feed(to, Arc::clone(&close)));
+        assert_eq!(peer.next().await.said, Said::Window(WINDOW_BYTES));
+        if closed {
+            // The order to end comes before the last bytes do.
+            close.notify_one();
+            peer.send(&wire::data(1, b"last".to_vec())).await;
+            peer.send(&wire::close(1)).await;
+        } else {
+            peer.send(&wire::data(1, b"last".to_vec())).await;
+            close.notify_one();
+        }
+        let mut got = String::new();
+        let read = timeout(LIMIT, guest.read_to_string(&mut got)).await;
+        read.unwrap().unwrap();
+        assert_eq!(got, "last");
+        timeout(LIMIT, fed).await.unwrap().unwrap();
+    }
 }
 
 #[tokio::test]
