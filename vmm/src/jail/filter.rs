@@ -335,6 +335,33 @@ mod tests {
     }
 
     #[test]
+    fn device_thread_gives_memory_back_under_its_filter() {
+        use crate::jail::limits::{ask_allocator, settle_allocator};
+        const CHILD: &str = "VMPOD_TEST_OF_ALLOCATOR";
+        const NAME: &str = "jail::filter::tests::device_thread_gives_memory_back_under_its_filter";
+        // In a process of its own: the allocator asks once.
+        if std::env::var_os(CHILD).is_none() {
+            let child = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", NAME, "--nocapture"])
+                .env(CHILD, "1")
+                .output()
+                .unwrap();
+            assert!(child.status.success(), "{child:?}");
+            return;
+        }
+        settle_allocator().unwrap();
+        install_handler().unwrap();
+        let confined = || {
+            // SAFETY: no memory arguments.
+            unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+            let filters = Filters::compile(false);
+            filters.install(ThreadKind::Device).unwrap();
+            drop(ask_allocator());
+        };
+        std::thread::spawn(confined).join().unwrap();
+    }
+
+    #[test]
     fn refused_call_ends_the_process_with_its_number() {
         let filters = Filters::compile(true);
         let mut pipe = [0; 2];

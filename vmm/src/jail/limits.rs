@@ -52,6 +52,29 @@ pub fn unprotect_from_oom_killer() -> io::Result<()> {
     Ok(())
 }
 
+/// Has the allocator ask its one question to a file before no thread may open one: when another thread than the first
+/// gives memory back, glibc reads `/proc/sys/vm/overcommit_memory`, once a process. A device that lets go of buffers (of a
+/// socket whose reader was slow, say) would end the machine with it.
+///
+/// # Errors
+/// No thread can be started.
+pub fn settle_allocator() -> io::Result<()> {
+    std::thread::Builder::new()
+        .spawn(|| drop(ask_allocator()))?
+        .join()
+        .map_err(|_| io::Error::other("the thread that allocates has panicked"))
+}
+
+/// Memory that the allocator does not keep when it is dropped: pieces below what is mapped by itself, together well above
+/// what is kept for later (both 128 KiB in glibc).
+pub(super) fn ask_allocator() -> Vec<Vec<u8>> {
+    const PIECES: usize = 8;
+    const PIECE_BYTES: usize = 100 * 1024;
+    (0..PIECES)
+        .map(|_| Vec::with_capacity(std::hint::black_box(PIECE_BYTES)))
+        .collect()
+}
+
 /// Nobody may trace this process or look into its memory by way of /proc, except root; and no execve gains privileges.
 ///
 /// # Errors

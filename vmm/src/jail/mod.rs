@@ -75,6 +75,7 @@ impl Jail {
     pub fn enter(jail: &JailConfig, config: &MachineConfig) -> Result<(Self, Places), JailError> {
         limits::set(jail.open_files).map_err(process("set resource limits"))?;
         limits::unprotect_from_oom_killer().map_err(process("set oom_score_adj"))?;
+        limits::settle_allocator().map_err(process("allocate in a thread"))?;
         let places = root::enter(&jail.root, config)?;
         let serves_files = !config.shares.is_empty();
         let snapshot = config.snapshot_to.is_some();
