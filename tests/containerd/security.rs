@@ -1,5 +1,7 @@
 //! What a container may do, and as whom.
 
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+
 use k8s_cri::v1;
 use vmpod_tests::{Sandbox, containerd, on_both};
 
@@ -200,4 +202,92 @@ fn processes_are_shared_as_the_pod_says() {
         let guest = pod.start(|config| mode(config, v1::NamespaceMode::Target, &alone.id));
         assert_eq!(guest.sh("ps | grep -c '[s]leep 2222'"), "1\n");
     });
+}
+
+/// The ids of a pod, as a kubelet gives them out.
+fn own_users(first: u32) -> v1::UserNamespace {
+    let ids = vec![v1::IdMapping {
+        host_id: first,
+        container_id: 0,
+        length: 65_536,
+    }];
+    v1::UserNamespace {
+        mode: v1::NamespaceMode::Pod.into(),
+        uids: ids.clone(),
+        gids: ids,
+    }
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn pod_with_a_user_namespace_has_its_ids_and_power_over_itself_alone() {
+    if containerd().version() < (2, 0) {
+        eprintln!("containerd 1.x has no user namespaces that runtimes can offer");
+        return;
+    }
+    let dir = tempfile::tempdir_in("/var/lib/vmpod").expect("make a directory for the volume");
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    for name in ["of-root", "of-user"] {
+        std::fs::write(dir.path().join(name), name).unwrap();
+    }
+    chown(dir.path().join("of-user"), Some(1000), Some(1001)).unwrap();
+    let users = own_users(1 << 17);
+    // Not under runc as well: it has id-mapped mounts from 1.2 on, which is rarely there.
+    let pod = Sandbox::run_with("vmpod", |config| {
+        let linux = config.linux.as_mut().unwrap();
+        let security = linux.security_context.as_mut().unwrap();
+        let options = security.namespace_options.as_mut().unwrap();
+        options.userns_options = Some(users.clone());
+    });
+    let mount = |config: &mut v1::ContainerConfig| {
+        sleeping(config);
+        let options = security(config).namespace_options.as_mut().unwrap();
+        options.userns_options = Some(users.clone());
+        config.mounts = vec![v1::Mount {
+            container_path: "/data".into(),
+            host_path: dir.path().to_string_lossy().into_owned(),
+            uid_mappings: users.uids.clone(),
+            gid_mappings: users.gids.clone(),
+            ..Default::default()
+        }];
+    };
+    let container = pod.start(|config| {
+        mount(config);
+        security(config).capabilities = Some(v1::Capability {
+            add_capabilities: vec!["NET_ADMIN".into(), "SYS_ADMIN".into()],
+            ..Default::default()
+        });
+    });
+    for map in ["uid_map", "gid_map"] {
+        let text = container.sh(&format!("cat /proc/self/{map}"));
+        let words: Vec<&str> = text.split_whitespace().collect();
+        assert_eq!(words, ["0", "131072", "65536"], "{map}");
+    }
+    assert_eq!(
+        container.sh("stat -c '%n %u:%g' /bin/busybox /etc/hosts /data/of-root /data/of-user"),
+        "/bin/busybox 0:0\n/etc/hosts 0:0\n/data/of-root 0:0\n/data/of-user 1000:1001\n"
+    );
+    assert_eq!(
+        container.sh(
+            "touch /data/new /x; chown 7:8 /data/new; ip addr add 10.99.0.1/32 dev lo; ip -4 addr show dev lo | grep -c 10.99; \
+             (echo 5 > /proc/sys/kernel/panic) 2> /dev/null || echo refused; hostname > /dev/null && id -u",
+        ),
+        "1\nrefused\n0\n"
+    );
+    let found = std::fs::metadata(dir.path().join("new")).unwrap();
+    assert_eq!((found.uid(), found.gid()), (7, 8));
+    let user = pod.start(|config| {
+        mount(config);
+        let security = security(config);
+        security.run_as_user = Some(v1::Int64Value { value: 1000 });
+        security.run_as_group = Some(v1::Int64Value { value: 1001 });
+    });
+    assert_eq!(
+        user.sh("id -u > /dev/stderr; touch /data/of-user /data/own; stat -c %u:%g /data/own; echo out > /dev/stdout"),
+        "1000:1001\nout\n"
+    );
+    // They share the pod's address, which the CNI's plugins have made.
+    assert!(user.sh("ip -4 addr show dev eth0").contains(&pod.address()));
+    let found = std::fs::metadata(dir.path().join("own")).unwrap();
+    assert_eq!((found.uid(), found.gid()), (1000, 1001));
 }

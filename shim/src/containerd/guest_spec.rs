@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::guest_devices::{BlockWish, devices};
+use super::users::is_mapped;
 use crate::pod::guest_paths;
 use crate::pod::tree::HostBind;
 
@@ -260,6 +261,7 @@ fn mounts(id: &str, config: &mut Map<String, Value>) -> Result<Vec<HostBind>, Sp
                     .any(|option| has(option)),
                 read_only: has("ro") || has("rro"),
                 all_read_only: has("rro"),
+                mapped: is_mapped(mount),
             });
             guest_paths::member_mount(id, binds.len() - 1)
         };
@@ -290,7 +292,7 @@ fn namespaces(linux: &mut Map<String, Value>, pids: &mut PidNamespace) -> Result
             }
             // The guest's own are the pod's.
             "network" | "ipc" | "uts" => {}
-            // A path names a namespace of the host; what it maps is in uidMappings and gidMappings.
+            // A path names a namespace of the host; what it maps is in uidMappings and gidMappings (see `users`).
             "user" => kept.push(json!({ "type": "user" })),
             _ => kept.push(json!({ "type": kind })),
         }
@@ -448,6 +450,7 @@ mod tests {
                     follows_host: true,
                     read_only: true,
                     all_read_only: false,
+                    mapped: false,
                 },
                 HostBind {
                     source: "/run/x/hosts".into(),
@@ -455,6 +458,7 @@ mod tests {
                     follows_host: false,
                     read_only: false,
                     all_read_only: false,
+                    mapped: false,
                 },
             ]
         );

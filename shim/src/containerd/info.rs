@@ -60,8 +60,7 @@ pub fn info(name: &str) -> io::Result<Vec<u8>> {
     info.write_to_bytes().map_err(io::Error::other)
 }
 
-/// OCI runtime specification, features.md. User namespaces are not among the namespaces, and id-mapped mounts not among
-/// the extensions: a guest has users of its own.
+/// OCI runtime specification, features.md. A pod has a user namespace where both that and id-mapped mounts are told.
 fn features() -> Value {
     json!({
         "ociVersionMin": "1.0.0",
@@ -69,13 +68,13 @@ fn features() -> Value {
         "hooks": [],
         "mountOptions": MOUNT_OPTIONS,
         "linux": {
-            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"],
             "cgroup": {"v1": false, "v2": true, "systemd": false, "systemdUser": false, "rdma": false},
             "seccomp": {"enabled": true},
             "apparmor": {"enabled": false},
             "selinux": {"enabled": false},
             "intelRdt": {"enabled": false},
-            "mountExtensions": {"idmap": {"enabled": false}},
+            "mountExtensions": {"idmap": {"enabled": true}},
         },
     })
 }
@@ -85,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn info_says_that_recursive_read_only_mounts_work_and_id_mapped_ones_do_not() {
+    fn info_says_that_recursive_read_only_and_id_mapped_mounts_work() {
         let bytes = info("io.containerd.x.v2").unwrap();
         let told = RuntimeInfo::parse_from_bytes(&bytes).unwrap();
         assert_eq!(told.name, "io.containerd.x.v2");
@@ -94,6 +93,8 @@ mod tests {
         let options = features["mountOptions"].as_array().unwrap();
         assert!(options.contains(&json!("rro")));
         let idmap = &features["linux"]["mountExtensions"]["idmap"]["enabled"];
-        assert_eq!(idmap, &json!(false));
+        assert_eq!(idmap, &json!(true));
+        let namespaces = features["linux"]["namespaces"].as_array().unwrap();
+        assert!(namespaces.contains(&json!("user")));
     }
 }

@@ -29,6 +29,7 @@ pub mod streaming;
 pub mod task_service;
 pub mod task_state;
 pub mod tasks;
+pub mod users;
 
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 

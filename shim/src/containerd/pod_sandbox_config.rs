@@ -76,6 +76,37 @@ pub struct NamespaceOption {
     /// IPC.
     #[prost(int32, tag = "3")]
     pub ipc: i32,
+    /// Users; `None`: the host's.
+    #[prost(message, optional, tag = "5")]
+    pub userns_options: Option<UserNamespace>,
+}
+
+/// `UserNamespace`.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct UserNamespace {
+    /// `NamespaceMode`: POD (0) or NODE.
+    #[prost(int32, tag = "1")]
+    pub mode: i32,
+    /// User ids.
+    #[prost(message, repeated, tag = "2")]
+    pub uids: Vec<IdMapping>,
+    /// Group ids.
+    #[prost(message, repeated, tag = "3")]
+    pub gids: Vec<IdMapping>,
+}
+
+/// `IDMapping`.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct IdMapping {
+    /// First id outside.
+    #[prost(uint32, tag = "1")]
+    pub host_id: u32,
+    /// First id in the pod.
+    #[prost(uint32, tag = "2")]
+    pub container_id: u32,
+    /// How many.
+    #[prost(uint32, tag = "3")]
+    pub length: u32,
 }
 
 /// `NamespaceMode.NODE`: the host's.

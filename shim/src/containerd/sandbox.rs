@@ -24,6 +24,7 @@ use crate::pod::agent::Agent;
 use crate::pod::boot::{self, Boot, Witness};
 use crate::pod::cgroup::{self, Limits};
 use crate::pod::console::console_tail;
+use crate::pod::id_ranges::{IdRanges, users_of};
 use crate::pod::journal::{self, Entry, Journal, chain};
 use crate::pod::process::{self, ProcessIdentity};
 use crate::pod::record::MachineRecord;
@@ -94,6 +95,8 @@ pub struct Sandbox {
     pub socket: PathBuf,
     /// The tree has the files of the pod's `/etc`: nobody else made them.
     pub has_etc: bool,
+    /// The ids of the pod's own user namespace.
+    pub users: Option<IdRanges>,
     orders: mpsc::UnboundedSender<Order>,
     ended: watch::Receiver<Option<String>>,
     /// Block devices that the guest has, and their numbers in it. Held while one is attached, so that it is attached once.
@@ -175,7 +178,7 @@ impl Sandbox {
                 .map_err(|error| Fault::because("cannot take over the pod's network", &error))?,
             None => Inherited::default(),
         };
-        let tree = Arc::new(SharedTree::empty(paths)?);
+        let tree = Arc::new(SharedTree::empty(paths, wish.users)?);
         if let Some(dns) = &wish.dns {
             let hosts = HostsFile {
                 address: network.address(),
@@ -223,6 +226,7 @@ impl Sandbox {
             tree,
             socket,
             has_etc: wish.dns.is_some(),
+            users: wish.users,
             orders,
             ended,
             blocks: AsyncMutex::default(),
@@ -367,6 +371,7 @@ fn request(wish: &SandboxWish, network: &Inherited) -> Result<m::ConfigureSandbo
         }],
         shm_size_bytes: wish.shm.as_deref().map_or(0, size_of_shm),
         entropy: boot::entropy()?,
+        users: wish.users.map(users_of).into(),
         ..Default::default()
     })
 }

@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::bundle::OciBundle;
+use super::bundle::{OciBundle, Role};
 use super::fault::Fault;
 use super::pod_sandbox_config::{NODE, PodSandboxConfig};
 use super::settings::Settings;
+use super::users;
 use crate::manifest::plan::DnsPlan;
 use crate::manifest::sizing::GUEST_OVERHEAD_BYTES;
+use crate::pod::id_ranges::IdRanges;
 
 /// Annotations of containerd's CRI plugin: what the pod's containers may use altogether (CRI, LinuxPodSandboxConfig).
 const MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
@@ -49,6 +51,8 @@ pub struct SandboxWish {
     pub template: bool,
     /// Appended to the guest kernel's command line.
     pub kernel_parameters: String,
+    /// The ids of the pod's own user namespace; `None`: its users are those of its machine.
+    pub users: Option<IdRanges>,
     /// What stands in the pod's `/etc/resolv.conf`, where the files of its `/etc` are the shim's to make.
     pub dns: Option<DnsPlan>,
 }
@@ -120,6 +124,11 @@ impl SandboxWish {
             cgroup: text(linux.and_then(|linux| linux.get("cgroupsPath"))).map(str::to_owned),
             template: settings.template,
             kernel_parameters: settings.kernel_parameters,
+            users: match bundle.role {
+                // Ids of another form are those of a namespace that the one container has for itself.
+                Role::Single => users::of_config(&bundle.config).unwrap_or_default(),
+                _ => users::of_config(&bundle.config)?,
+            },
             dns: None,
         })
     }
@@ -154,6 +163,7 @@ impl SandboxWish {
                 )));
             }
         }
+        let users = users::of_pod(modes.userns_options.as_ref())?;
         let resources = linux.resources.unwrap_or_default();
         let positive = |number: i64| Some(number).filter(|&number| number > 0);
         let limits = Limits {
@@ -178,6 +188,7 @@ impl SandboxWish {
             cgroup: cgroups_path(&linux.cgroup_parent, id),
             template: settings.template,
             kernel_parameters: settings.kernel_parameters,
+            users,
             dns: Some(DnsPlan {
                 from_host: nothing,
                 nameservers: dns.servers,
@@ -276,7 +287,6 @@ pub fn cgroup_directory(hierarchy: &Path, path: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::containerd::bundle::Role;
     use serde_json::json;
 
     fn wish(config: Value) -> Result<SandboxWish, Fault> {

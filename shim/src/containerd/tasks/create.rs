@@ -14,6 +14,7 @@ use crate::containerd::sandbox::Sandbox;
 use crate::containerd::sandbox_wish::SandboxWish;
 use crate::containerd::settings::Settings;
 use crate::containerd::stdio::ProcessStdio;
+use crate::containerd::users;
 use crate::pod::tree::{RootSource, SnapshotMount, with_writable_parts};
 
 impl Tasks {
@@ -75,6 +76,9 @@ impl Tasks {
         }
         spec.renumber(&numbers);
         let mut config = spec.config;
+        if let Some(ids) = sandbox.users {
+            users::leave_to_pod(&mut config, ids)?;
+        }
         let shares_pids = self.join_pids(&spec.pids, &mut config)?;
         sandbox.tree.add_member(id, &root, &spec.binds)?;
         let wanted = m::CreateContainerRequest {

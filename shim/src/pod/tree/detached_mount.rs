@@ -24,6 +24,13 @@ struct Attributes {
 #[derive(Debug)]
 pub struct DetachedMount(OwnedFd);
 
+impl From<OwnedFd> for DetachedMount {
+    /// A mount that was made anew: fsmount(2).
+    fn from(mount: OwnedFd) -> Self {
+        Self(mount)
+    }
+}
+
 impl DetachedMount {
     /// A copy of what is seen at `source`, symbolic links followed; `recursive`: with the mounts below it.
     ///

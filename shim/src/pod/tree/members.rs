@@ -10,6 +10,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use super::detached_mount::DetachedMount;
 use super::snapshot_mount::{self, SnapshotMount};
 use super::{SharedTree, TreeError, directory, file};
+use crate::pod::id_ranges::IdRanges;
 use crate::pod::roots::PodPaths;
 use crate::pod::tree::remove_tree;
 
@@ -26,6 +27,8 @@ pub struct HostBind {
     pub read_only: bool,
     /// Nobody writes to what is mounted below it either.
     pub all_read_only: bool,
+    /// Its files have the ids of the pod's user namespace; they may only be so where the tree has one.
+    pub mapped: bool,
 }
 
 impl HostBind {
@@ -83,8 +86,8 @@ impl SharedTree {
     ///
     /// # Errors
     /// The first part that cannot be made.
-    pub fn empty(paths: &PodPaths) -> Result<Self, TreeError> {
-        let tree = Self::bare(paths, None)?;
+    pub fn empty(paths: &PodPaths, users: Option<IdRanges>) -> Result<Self, TreeError> {
+        let tree = Self::bare(paths, users)?;
         directory(&tree.skeleton.join("containers"), 0o755)?;
         Ok(tree)
     }
@@ -131,7 +134,8 @@ impl SharedTree {
             }
             RootSource::Mounts(mounts) => {
                 for mount in mounts {
-                    snapshot_mount::mount(mount, &target)?;
+                    let scratch = self.paths.run.join("layers").join(id);
+                    snapshot_mount::mount(mount, &target, self.users.as_ref(), &scratch)?;
                 }
             }
         }
@@ -165,7 +169,19 @@ impl SharedTree {
         if bind.read_only {
             copy.protect(bind.all_read_only).map_err(failed)?;
         }
+        if bind.mapped {
+            self.show(&copy).map_err(failed)?;
+        }
         copy.attach(&target).map_err(failed)
+    }
+
+    fn show(&self, copy: &DetachedMount) -> io::Result<()> {
+        match &self.users {
+            Some(users) => copy.show_to(users),
+            None => Err(io::Error::other(
+                "it shall be mounted with ids of a user namespace, and the pod has none",
+            )),
+        }
     }
 
     /// Takes container `id` away. What resists goes with the tree.
@@ -214,6 +230,7 @@ mod tests {
             follows_host: false,
             read_only: true,
             all_read_only: false,
+            mapped: false,
         };
         // /proc is mounted below the root everywhere.
         let all = HostBind {

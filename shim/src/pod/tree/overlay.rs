@@ -145,14 +145,23 @@ pub fn mount(
 /// Read-only mounts of layers that show their files with other ids, for as long as it takes to make an overlay of them: it
 /// keeps copies of its own.
 #[derive(Debug)]
-struct MappedLayers {
+pub(super) struct MappedLayers {
     /// In the order of the layers.
-    places: Vec<PathBuf>,
+    pub(super) places: Vec<PathBuf>,
+    /// The directory that they are in.
+    below: PathBuf,
 }
 
 impl MappedLayers {
-    fn of(layers: &[PathBuf], below: &Path, users: &MappedUsers) -> Result<Self, OverlayError> {
-        let mut mapped = Self { places: Vec::new() };
+    pub(super) fn of(
+        layers: &[PathBuf],
+        below: &Path,
+        users: &MappedUsers,
+    ) -> Result<Self, OverlayError> {
+        let mut mapped = Self {
+            places: Vec::new(),
+            below: below.to_owned(),
+        };
         for (number, layer) in layers.iter().enumerate() {
             let place = below.join(number.to_string());
             DirBuilder::new()
@@ -184,6 +193,7 @@ impl Drop for MappedLayers {
             let _ = unmount(place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
             let _ = fs::remove_dir(place);
         }
+        let _ = fs::remove_dir(&self.below);
     }
 }
 

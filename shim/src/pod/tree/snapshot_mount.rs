@@ -6,15 +6,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fd::AsFd;
-use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen,
 };
 
 use super::detached_mount::DetachedMount;
-use super::overlay;
+use super::mapped_users::MappedUsers;
+use super::overlay::{self, MappedLayers};
+use crate::pod::journal::chain;
 
 /// A mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,8 +51,30 @@ fn attribute(option: &str) -> Option<MountAttrFlags> {
     })
 }
 
-/// Makes `wanted` at `target`. Device files in it cannot be used on the host; in the guest they name the guest's devices.
-pub(super) fn mount(wanted: &SnapshotMount, target: &Path) -> Result<(), SnapshotError> {
+/// Whether `option` says that files shall have the ids of a user namespace (containerd, core/mount): the pod's.
+fn is_mapping(option: &str) -> bool {
+    option.starts_with("uidmap=") || option.starts_with("gidmap=")
+}
+
+/// Makes `wanted` at `target`; with the ids of `users` where its options ask for ids, for which `scratch` may be made and is
+/// removed again. Device files in it cannot be used on the host; in the guest they name the guest's devices.
+pub(super) fn mount(
+    wanted: &SnapshotMount,
+    target: &Path,
+    users: Option<&MappedUsers>,
+    scratch: &Path,
+) -> Result<(), SnapshotError> {
+    let mapped = wanted.options.iter().any(|option| is_mapping(option));
+    let users = match users {
+        None if mapped => {
+            return Err(SnapshotError {
+                what: "mount with ids of a user namespace, which the pod does not have,",
+                path: wanted.source.clone(),
+                source: io::ErrorKind::InvalidInput.into(),
+            });
+        }
+        users => users.filter(|_| mapped),
+    };
     let fail = |what| {
         move |errno: Errno| SnapshotError {
             what,
@@ -71,6 +94,9 @@ pub(super) fn mount(wanted: &SnapshotMount, target: &Path) -> Result<(), Snapsho
         if has("ro") {
             copy.protect(false).map_err(failed)?;
         }
+        if let Some(users) = users {
+            copy.show_to(users).map_err(failed)?;
+        }
         return copy.attach(target).map_err(failed);
     }
     let context = fsopen(wanted.kind.as_str(), FsOpenFlags::FSOPEN_CLOEXEC)
@@ -80,7 +106,9 @@ pub(super) fn mount(wanted: &SnapshotMount, target: &Path) -> Result<(), Snapsho
         .map_err(fail("name the source of the root file system"))?;
     let refused = fail("set an option of the root file system");
     let mut attributes = MountAttrFlags::MOUNT_ATTR_NODEV;
-    for option in &wanted.options {
+    // Until the overlay has copies of its own.
+    let mut layers_shown = None;
+    for option in wanted.options.iter().filter(|option| !is_mapping(option)) {
         if let Some(flags) = attribute(option) {
             attributes |= flags;
             if option == "ro" && wanted.kind != "overlay" {
@@ -91,7 +119,19 @@ pub(super) fn mount(wanted: &SnapshotMount, target: &Path) -> Result<(), Snapsho
         }
         let set = match option.split_once('=') {
             Some(("lowerdir", layers)) if wanted.kind == "overlay" => {
-                overlay::set_lower(context, &split_layers(layers))
+                let mut layers = split_layers(layers);
+                if let Some(users) = users {
+                    let shown = MappedLayers::of(&layers, scratch, users).map_err(|error| {
+                        SnapshotError {
+                            what: "mount with the ids of the pod the layers of the root file system",
+                            path: wanted.source.clone(),
+                            source: io::Error::other(chain(&error)),
+                        }
+                    })?;
+                    layers.clone_from(&shown.places);
+                    layers_shown = Some(shown);
+                }
+                overlay::set_lower(context, &layers)
             }
             Some((name, value)) => fsconfig_set_string(context, name, value),
             None => fsconfig_set_flag(context, option.as_str()),
@@ -105,14 +145,18 @@ pub(super) fn mount(wanted: &SnapshotMount, target: &Path) -> Result<(), Snapsho
     fsconfig_create(context).map_err(fail("make the root file system"))?;
     let mounted = fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
         .map_err(fail("mount the root file system"))?;
-    move_mount(
-        mounted.as_fd(),
-        "",
-        CWD,
-        target,
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )
-    .map_err(fail("place the root file system"))
+    drop(layers_shown);
+    let mounted = DetachedMount::from(mounted);
+    let failed = |source| SnapshotError {
+        what: "place the root file system",
+        path: wanted.source.clone(),
+        source,
+    };
+    // An overlay shows the ids of its layers.
+    if let Some(users) = users.filter(|_| wanted.kind != "overlay") {
+        mounted.show_to(users).map_err(failed)?;
+    }
+    mounted.attach(target).map_err(failed)
 }
 
 /// Directories of a `lowerdir` option: separated by colons, which stand for themselves after a backslash.
