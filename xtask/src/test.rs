@@ -57,6 +57,7 @@ const OTHER_CONTAINERDS: [(&str, &[&str]); 2] = [
             "streams::",
             "exec_with",
             "port_forward",
+            "user_namespace",
             "interface_has",
             "stats_count",
             "bad_input::",
