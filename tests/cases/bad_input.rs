@@ -266,7 +266,6 @@ fn namespaces_of_the_host_are_refused_with_the_reason_and_its_users_are_out_of_r
         "
   hostPID: true
   hostIPC: true
-  readinessGates: [{conditionType: example.com/ready}]
   containers: [{name: c, image: busybox}]",
     );
     refused(
@@ -275,7 +274,6 @@ fn namespaces_of_the_host_are_refused_with_the_reason_and_its_users_are_out_of_r
         &[
             "spec.hostPID: Forbidden: the virtual machine is the pod",
             "spec.hostIPC: Forbidden: the virtual machine is the pod",
-            "spec.readinessGates: Forbidden: nobody here sets conditions",
         ],
     );
     let pod = Pod::new(

@@ -279,7 +279,7 @@ fn wrong_probes_and_hooks_are_refused_with_all_their_mistakes() {
         2,
         &[
             "pod.yaml:7: spec.initContainers[0].livenessProbe: Forbidden: may not be set for init containers without restartPolicy=Always",
-            "pod.yaml:11: spec.containers[0].livenessProbe: Forbidden: may not specify more than 1 handler type",
+            "pod.yaml:11: spec.containers[0].livenessProbe.tcpSocket: Forbidden: may not specify more than 1 handler type",
             "pod.yaml:13: spec.containers[0].readinessProbe.httpGet.port: Not found: \"web\"",
             "spec.containers[0].readinessProbe.httpGet.scheme: Unsupported value: \"FTP\"",
             "spec.containers[0].readinessProbe.httpGet.host: Invalid value: \"example.org\": must be an IP address",

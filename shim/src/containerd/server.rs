@@ -30,7 +30,7 @@ use crate::pod::tree::{self, TreeError};
 const LAST_EVENTS: Duration = Duration::from_secs(3);
 
 /// How long answers that are on their way may take.
-const LAST_ANSWERS: Duration = Duration::from_millis(500);
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
 /// The process cannot serve.
 #[derive(Debug, thiserror::Error)]

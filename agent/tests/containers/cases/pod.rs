@@ -146,7 +146,7 @@ pub async fn pod_with_a_user_namespace_has_namespaces_of_its_own(fixture: Fixtur
     let mut spec = fixture.spec(
         "mapped",
         "cat /proc/self/uid_map /proc/self/gid_map; id; cat /proc/1/comm; hostname; hostname other && hostname; \
-         nc -l -p 80 > /tmp/got & until echo word | nc 127.0.0.1 80; do :; done; wait; cat /tmp/got; stat -c %u:%g:%a /cache /dev/shm /; \
+         nc -l -p 80 > /tmp/got & until echo word | nc 127.0.0.1 80 2> /dev/null; do :; done; wait; cat /tmp/got; stat -c %u:%g:%a /cache /dev/shm /; \
          ls /sys/class/net; echo 1 > /proc/sys/net/ipv4/ip_forward && echo forwards; \
          echo out > /dev/stdout; mknod /tmp/n c 1 3 2>&1; touch /cache/f; exec sleep 1000",
     );
