@@ -117,11 +117,17 @@ impl Made {
         collector: &mut Collector<'_>,
     ) {
         let optional = source.optional == Some(true);
-        let items = source.items.unwrap_or_default();
-        for (i, item) in items.iter().enumerate() {
-            let path = format!("{}.items[{i}]", source.path);
-            self.item(item, &path, collector);
-        }
+        let items: Vec<(&KeyToPath, String, Option<u32>)> = source
+            .items
+            .unwrap_or_default()
+            .iter()
+            .enumerate()
+            .map(|(i, item)| {
+                let path = format!("{}.items[{i}]", source.path);
+                let mode = self.item(item, &path, source.mode, collector);
+                (item, path, mode)
+            })
+            .collect();
         let name_field = format!("{}.{}", source.path, source.name_field);
         if source.name.is_empty() {
             collector.required(name_field);
@@ -146,13 +152,8 @@ impl Made {
             }
             return;
         }
-        if self.broken {
-            return;
-        }
-        for (i, item) in items.iter().enumerate() {
-            let path = format!("{}.items[{i}]", source.path);
-            let bits = item.mode.and_then(|mode| u32::try_from(mode).ok());
-            let mode = bits.unwrap_or(source.mode);
+        for (item, path, mode) in items {
+            let Some(mode) = mode else { continue };
             match content.remove(&item.key) {
                 Some(bytes) => {
                     self.add(
@@ -168,17 +169,25 @@ impl Made {
         }
     }
 
-    /// Checks which key becomes which file.
-    fn item(&mut self, item: &KeyToPath, path: &str, collector: &mut Collector<'_>) {
-        let before = collector.problems.len();
-        if item.key.is_empty() {
+    /// Checks which key becomes which file, and gives the file's mode. `None`: there can be none.
+    fn item(
+        &mut self,
+        item: &KeyToPath,
+        path: &str,
+        default: u32,
+        collector: &mut Collector<'_>,
+    ) -> Option<u32> {
+        let has_key = !item.key.is_empty();
+        if !has_key {
             collector.required(format!("{path}.key"));
         }
-        file_path(&item.path, &format!("{path}.path"), collector);
-        if let Some(bits) = item.mode {
-            mode(bits, &format!("{path}.mode"), collector);
-        }
-        self.broken |= collector.problems.len() > before;
+        let has_path = file_path(&item.path, &format!("{path}.path"), collector);
+        let mode = item
+            .mode
+            .map_or(default, |m| mode(m, &format!("{path}.mode"), collector));
+        let good = has_key && has_path;
+        self.broken |= !good;
+        good.then_some(mode)
     }
 
     fn downward(
