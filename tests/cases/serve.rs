@@ -1,6 +1,6 @@
 //! Static pods: `vmpod serve` follows a folder of manifests.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Child;
 
 use serde_json::Value;
@@ -60,14 +60,20 @@ spec:
     )
 }
 
+/// An empty folder of manifests, in the directory of a pod whose name begins with `kind`: the pod is there only for that, and
+/// for its removal at the end.
+fn watched(kind: &str) -> (Pod, PathBuf) {
+    let pod = Pod::of_text(format!("{kind}-{}", std::process::id()), "");
+    let folder = pod.directory.path().join("manifests");
+    std::fs::create_dir(&folder).expect("make the folder");
+    (pod, folder)
+}
+
 #[test]
 #[ignore = "starts virtual machines: run by cargo xtask test"]
 fn serve_starts_replaces_and_stops_what_the_folder_says_and_survives_its_own_end() {
-    // Only for its directory, and for the removal of the pod at the end.
-    let name = format!("static-{}", std::process::id());
-    let pod = Pod::of_text(&name, "");
-    let folder = pod.directory.path().join("manifests");
-    std::fs::create_dir(&folder).expect("make the folder");
+    let (pod, folder) = watched("static");
+    let name = pod.name.clone();
     let file = folder.join("web.yaml");
     let server = Server::start(&folder, 10_301);
     assert_eq!(server.get("/healthz").as_deref(), Some("ok"));
@@ -145,10 +151,8 @@ fn serve_starts_replaces_and_stops_what_the_folder_says_and_survives_its_own_end
 #[test]
 #[ignore = "starts virtual machines: run by cargo xtask test"]
 fn serve_shows_pods_whose_images_cannot_be_had_and_starts_them_when_they_can() {
-    let name = format!("late-{}", std::process::id());
-    let pod = Pod::of_text(&name, "");
-    let folder = pod.directory.path().join("manifests");
-    std::fs::create_dir(&folder).expect("make the folder");
+    let (pod, folder) = watched("late");
+    let name = pod.name.clone();
     let late = manifest(&name, "here")
         .replace("image: busybox", "image: 'late:1', imagePullPolicy: Never")
         .replace("sh, -c", "/bin/sh, -c")
@@ -208,10 +212,8 @@ fn serve_shows_pods_whose_images_cannot_be_had_and_starts_them_when_they_can() {
 #[test]
 #[ignore = "starts virtual machines: run by cargo xtask test"]
 fn serve_gives_pods_the_objects_of_its_resource_files_and_their_changes() {
-    let name = format!("fed-{}", std::process::id());
-    let pod = Pod::of_text(&name, "");
-    let folder = pod.directory.path().join("manifests");
-    std::fs::create_dir(&folder).expect("make the folder");
+    let (pod, folder) = watched("fed");
+    let name = pod.name.clone();
     let settings = pod.directory.path().join("settings.yaml");
     let say = |word: &str| {
         let text = format!(

@@ -9,7 +9,8 @@ use tempfile::TempDir;
 
 use crate::eventually;
 
-/// An image of one layer: busybox under its own name and as the shell, and a user `u` (1000) who is in group `extra` (4000).
+/// An image of one layer: what a Containerfile says, or else busybox under its own name and as the shell, and a user `u` (1000)
+/// who is in group `extra` (4000).
 #[derive(Debug)]
 pub struct SmallImage {
     directory: TempDir,

@@ -1,6 +1,6 @@
 //! Standard streams between the guest and what containerd names for them: a fifo, a file (`file:///path`), a logging
-//! program (`binary:///path?key=value`), or a stream that containerd opens to the shim ([`streaming`]). One task a stream; back-pressure reaches the guest. Owned by the process whose
-//! streams they are.
+//! program (`binary:///path?key=value`), or a stream that containerd opens to the shim ([`streaming`]). One task a stream;
+//! back-pressure reaches the guest. Owned by the process whose streams they are.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

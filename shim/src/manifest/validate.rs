@@ -97,28 +97,12 @@ fn pod_fields(spec: &PodSpec, collector: &mut Collector<'_>) {
     {
         collector.invalid("spec.hostnameOverride", name, why);
     }
-    if let Some(policy) = &spec.dns_policy {
-        let supported = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
-        collector.one_of("spec.dnsPolicy", policy, &supported);
-        let servers = spec
-            .dns_config
-            .as_ref()
-            .and_then(|d| d.nameservers.as_ref());
-        if policy == "None" && servers.is_none_or(Vec::is_empty) {
-            collector.add(
-                "spec.dnsConfig.nameservers",
-                "Required value: must provide at least one DNS nameserver when `dnsPolicy` is None",
-            );
-        }
-    }
+    dns::dns(spec, collector);
     for (i, gate) in spec.readiness_gates.iter().flatten().enumerate() {
         if let Err(why) = names::qualified(&gate.condition_type) {
             let path = format!("spec.readinessGates[{i}].conditionType");
             collector.invalid(path, &gate.condition_type, why);
         }
-    }
-    if let Some(config) = &spec.dns_config {
-        dns::config(config, collector);
     }
     metadata::labels(&spec.node_selector, "spec.nodeSelector", collector);
     for (i, alias) in spec.host_aliases.iter().flatten().enumerate() {

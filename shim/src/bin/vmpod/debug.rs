@@ -2,7 +2,7 @@
 //! handed to the pod's supervisor as a file; then its output is followed as `vmpod attach` does.
 
 use std::io::{self, Write};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use k8s_openapi::api::core::v1::Container;
@@ -12,11 +12,10 @@ use vmpod_shim::manifest::plan::PodPlan;
 use vmpod_shim::oci::PodAddresses;
 use vmpod_shim::pod::durable;
 use vmpod_shim::pod::prepare::compose;
-use vmpod_shim::pod::process;
 use vmpod_shim::pod::record::EphemeralRecord;
 use vmpod_shim::pod::replan::{ReplanError, replan};
 use vmpod_shim::pod::roots::Roots;
-use vmpod_shim::pod::status::{ContainerState, ContainerStatus, PodStatus};
+use vmpod_shim::pod::status::{ContainerState, PodStatus};
 
 use crate::attach::{self, Attachment};
 use crate::cli::{DebugArguments, Profile};
@@ -27,9 +26,6 @@ use crate::run::host_facts;
 
 /// How long the supervisor and the agent may take to start it.
 const START_LIMIT: Duration = Duration::from_secs(60);
-
-/// How often the pod's status is looked at meanwhile.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// `vmpod debug`
 pub fn debug(roots: &Roots, arguments: &DebugArguments) -> anyhow::Result<u8> {
@@ -78,7 +74,14 @@ pub fn debug(roots: &Roots, arguments: &DebugArguments) -> anyhow::Result<u8> {
         .with_context(|| format!("cannot make {}", folder.display()))?;
     durable::write_json(&folder.join(format!("{name}.json")), &record)?;
     lifecycle::signal(&supervisor, rustix::process::Signal::USR1);
-    let status = wait_started(&pod, &name)?;
+    let started = |status: &PodStatus| {
+        let found = status.ephemeral.iter().find(|c| c.name == name);
+        found
+            .filter(|c| c.state != ContainerState::Waiting)
+            .cloned()
+    };
+    let what = format!("container {name:?} was not started");
+    let status = pod.await_status(&what, START_LIMIT, started)?;
     drop(lease);
 
     if status.state == ContainerState::Terminated
@@ -173,31 +176,6 @@ fn plan(pod: &RunningPod, object: &Value) -> anyhow::Result<PodPlan> {
         // What is wrong with a command line has an exit status of its own.
         Err(ReplanError::Invalid(problems)) => Err(problems.into()),
         other => Ok(other?),
-    }
-}
-
-/// Waits until the container runs or has ended.
-fn wait_started(pod: &RunningPod, name: &str) -> anyhow::Result<ContainerStatus> {
-    let deadline = Instant::now() + START_LIMIT;
-    let paths = &pod.pod.paths;
-    loop {
-        let status: Option<PodStatus> = durable::read_json(&paths.status()).ok();
-        let found = status
-            .and_then(|status| status.ephemeral.into_iter().find(|c| c.name == name))
-            .filter(|c| c.state != ContainerState::Waiting);
-        if let Some(found) = found {
-            return Ok(found);
-        }
-        if !process::is_locked(&paths.lock()) {
-            bail!("pod {:?} has ended meanwhile", pod.status.name);
-        }
-        if Instant::now() >= deadline {
-            bail!(
-                "container {name:?} was not started within {} s",
-                START_LIMIT.as_secs()
-            );
-        }
-        std::thread::sleep(LOOK);
     }
 }
 

@@ -1,11 +1,11 @@
 //! The way from a verb to a pod's agent.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use vmpod_shim::pod::agent::Agent;
 use vmpod_shim::pod::durable;
-use vmpod_shim::pod::process::ProcessIdentity;
+use vmpod_shim::pod::process::{self, ProcessIdentity};
 use vmpod_shim::pod::record::PodRecord;
 use vmpod_shim::pod::registry::{self, FoundPod};
 use vmpod_shim::pod::roots::{PodPaths, Roots};
@@ -13,6 +13,9 @@ use vmpod_shim::pod::status::{ContainerState, ContainerStatus, PodStatus};
 
 /// How long the agent of a running pod may take to shake hands.
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// How often a pod's status is looked at while something is awaited of its supervisor.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Annotation that names the container that verbs are about (kubectl).
 const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
@@ -62,6 +65,31 @@ pub fn running(roots: &Roots, selector: &str) -> anyhow::Result<RunningPod> {
 }
 
 impl RunningPod {
+    /// Waits until its supervisor has written a status in which `find` finds something. `what` is said, with `limit`, of one
+    /// that does not come.
+    pub fn await_status<T>(
+        &self,
+        what: &str,
+        limit: Duration,
+        find: impl Fn(&PodStatus) -> Option<T>,
+    ) -> anyhow::Result<T> {
+        let deadline = Instant::now() + limit;
+        let paths = &self.pod.paths;
+        loop {
+            let status: Option<PodStatus> = durable::read_json(&paths.status()).ok();
+            if let Some(found) = status.as_ref().and_then(&find) {
+                return Ok(found);
+            }
+            if !process::is_locked(&paths.lock()) {
+                bail!("pod {:?} has ended meanwhile", self.status.name);
+            }
+            if Instant::now() >= deadline {
+                bail!("{what} within {} s", limit.as_secs());
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
     /// The pod's supervisor, which must listen for requests: one of an older vmpod would be killed by SIGUSR1.
     pub fn supervisor(&self) -> anyhow::Result<ProcessIdentity> {
         let listens = |identity: &ProcessIdentity| {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use vmpod_shim::manifest::qualified;
@@ -23,9 +23,6 @@ const CONDITIONS: usize = 64;
 
 /// How long the supervisor may take to take a condition over.
 const TAKEN_LIMIT: Duration = Duration::from_secs(20);
-
-/// How often that is looked at meanwhile.
-const LOOK: Duration = Duration::from_millis(10);
 
 /// `vmpod update`: prints the names of the volumes that have changed.
 pub fn update(roots: &Roots, arguments: &UpdateArguments) -> anyhow::Result<u8> {
@@ -80,28 +77,18 @@ fn set_conditions(roots: &Roots, arguments: &UpdateArguments) -> anyhow::Result<
     }
     durable::write_json(&paths.conditions(), &set)?;
     lifecycle::signal(&supervisor, rustix::process::Signal::USR1);
-    let deadline = Instant::now() + TAKEN_LIMIT;
-    loop {
-        let status: PodStatus = durable::read_json(&paths.status())?;
+    let taken = |status: &PodStatus| {
         let has = |(kind, holds): (&String, &bool)| {
             let mut conditions = status.conditions.iter();
             conditions.any(|c| c.kind == *kind && c.holds == *holds)
         };
-        if wanted.iter().all(has) {
-            return Ok(());
-        }
-        if !process::is_locked(&paths.lock()) {
-            bail!("pod {:?} has ended meanwhile", pod.status.name);
-        }
-        if Instant::now() >= deadline {
-            bail!(
-                "the supervisor of pod {:?} has not taken the conditions over within {} s",
-                pod.status.name,
-                TAKEN_LIMIT.as_secs()
-            );
-        }
-        std::thread::sleep(LOOK);
-    }
+        wanted.iter().all(has).then_some(())
+    };
+    let what = format!(
+        "the supervisor of pod {:?} has not taken the conditions over",
+        pod.status.name
+    );
+    pod.await_status(&what, TAKEN_LIMIT, taken)
 }
 
 /// `TYPE`, `TYPE=True` or `TYPE=False`.

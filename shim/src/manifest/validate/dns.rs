@@ -1,6 +1,6 @@
-//! Checks of `spec.dnsConfig`.
+//! Checks of `spec.dnsPolicy` and `spec.dnsConfig`.
 
-use k8s_openapi::api::core::v1::PodDNSConfig;
+use k8s_openapi::api::core::v1::{PodDNSConfig, PodSpec};
 
 use crate::manifest::names;
 use crate::manifest::problem::Collector;
@@ -10,7 +10,27 @@ const NAMESERVERS: usize = 3;
 const SEARCHES: usize = 32;
 const SEARCH_CHARACTERS: usize = 2048;
 
-pub(super) fn config(config: &PodDNSConfig, collector: &mut Collector<'_>) {
+pub(super) fn dns(spec: &PodSpec, collector: &mut Collector<'_>) {
+    if let Some(policy) = &spec.dns_policy {
+        let supported = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
+        collector.one_of("spec.dnsPolicy", policy, &supported);
+        let servers = spec
+            .dns_config
+            .as_ref()
+            .and_then(|d| d.nameservers.as_ref());
+        if policy == "None" && servers.is_none_or(Vec::is_empty) {
+            collector.add(
+                "spec.dnsConfig.nameservers",
+                "Required value: must provide at least one DNS nameserver when `dnsPolicy` is None",
+            );
+        }
+    }
+    if let Some(config) = &spec.dns_config {
+        self::config(config, collector);
+    }
+}
+
+fn config(config: &PodDNSConfig, collector: &mut Collector<'_>) {
     let path = "spec.dnsConfig";
     let servers = config.nameservers.as_deref().unwrap_or_default();
     if servers.len() > NAMESERVERS {

@@ -6,9 +6,12 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
-use super::mapped_users::MappedUsers;
 use rustix::fs::CWD;
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use rustix::mount::{
+    MoveMountFlags, OpenTreeFlags, mount_bind, mount_bind_recursive, move_mount, open_tree,
+};
+
+use super::mapped_users::MappedUsers;
 
 /// `struct mount_attr` of mount_setattr(2), which has no wrapper.
 #[repr(C)]
@@ -138,11 +141,25 @@ impl DetachedMount {
     }
 }
 
-/// Mounts what is at `source` at `target`, with the ids that `users` have for its files; `recursive`: with the mounts below.
+/// Mounts what is at `source` at `target`, where there are `users` with the ids that they have for its files; `recursive`: with
+/// the mounts below.
 ///
 /// # Errors
-/// As mount_setattr(2), in words where the file system is the reason.
-pub fn show(source: &Path, recursive: bool, users: &MappedUsers, target: &Path) -> io::Result<()> {
+/// As mount(2), and as mount_setattr(2), in words where the file system is the reason.
+pub fn bind(
+    source: &Path,
+    recursive: bool,
+    users: Option<&MappedUsers>,
+    target: &Path,
+) -> io::Result<()> {
+    let Some(users) = users else {
+        let bound = if recursive {
+            mount_bind_recursive(source, target)
+        } else {
+            mount_bind(source, target)
+        };
+        return Ok(bound?);
+    };
     let copy = DetachedMount::of(source, recursive)?;
     copy.show_to(users)?;
     copy.attach(target)

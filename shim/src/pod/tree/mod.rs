@@ -75,14 +75,14 @@ pub enum TreeError {
     },
 }
 
-fn failing<'a>(
+fn failing<'a, E: Into<io::Error>>(
     what: &'static str,
     path: &'a Path,
-) -> impl FnOnce(rustix::io::Errno) -> TreeError + 'a {
-    move |errno| TreeError::Make {
+) -> impl FnOnce(E) -> TreeError + 'a {
+    move |error| TreeError::Make {
         what,
         path: path.to_owned(),
-        source: errno.into(),
+        source: error.into(),
     }
 }
 
@@ -271,15 +271,9 @@ impl SharedTree {
 
     fn bind_writable(&self, part: &str) -> Result<(), TreeError> {
         let target = self.shared.join(part);
-        match &self.users {
-            None => mount_bind(self.skeleton.join(part), &target).map_err(failing("bind", &target)),
-            Some(users) => detached_mount::show(&self.skeleton.join(part), false, users, &target)
-                .map_err(|source| TreeError::Make {
-                    what: "bind",
-                    path: target.clone(),
-                    source,
-                }),
-        }?;
+        let source = self.skeleton.join(part);
+        detached_mount::bind(&source, false, self.users.as_ref(), &target)
+            .map_err(failing("bind", &target))?;
         mount_remount(
             &target,
             MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV,

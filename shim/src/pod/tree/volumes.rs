@@ -7,9 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat2};
 use rustix::io::Errno;
-use rustix::mount::{
-    MountFlags, MountPropagationFlags, mount_bind_recursive, mount_change, mount_remount,
-};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount_change, mount_remount};
 
 use super::detached_mount;
 use super::mapped_users::MappedUsers;
@@ -199,12 +197,7 @@ pub(super) fn mount(
         fs::write(&point, "").map_err(failing("make mount point", &point))?;
     }
     let target = shared.join(&volume.name);
-    match users {
-        None => mount_bind_recursive(&source, &target).map_err(failing("bind", &source)),
-        Some(users) => {
-            detached_mount::show(&source, true, users, &target).map_err(failing("bind", &source))
-        }
-    }?;
+    detached_mount::bind(&source, true, users, &target).map_err(failing("bind", &source))?;
     let own = !matches!(volume.source, VolumeSource::HostPath { .. });
     if volume.read_only || own {
         let mut flags = MountFlags::BIND;
