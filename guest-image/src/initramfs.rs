@@ -2,7 +2,8 @@
 //!
 //! Source: `Documentation/driver-api/early-userspace/buffer-format.rst` of the kernel. The archive
 //! holds `/init`, `/dev` and `/dev/console` (the kernel opens it before `/init` could mount
-//! anything) and nothing else. Owner, times and inode numbers are fixed, so the same agent gives the
+//! anything) and nothing else. The content of `/init` begins a page of the archive, so that a kernel
+//! that finds the archive in read-only memory can use it where it lies (`patches/0011`). Owner, times and inode numbers are fixed, so the same agent gives the
 //! same bytes. General archives, other file types and compression are not written here.
 
 use std::fs::{self, File};
@@ -18,6 +19,11 @@ const MAGIC: &str = "070701";
 /// A newc size field has eight hexadecimal digits.
 const MAX_FILE_LEN: u64 = u32::MAX as u64;
 const ALIGN: usize = 4;
+const HEADER_LEN: usize = MAGIC.len() + 13 * 8;
+/// Where the content of a file begins: a page.
+const CONTENT_ALIGN: usize = 4096;
+/// Most bytes of a name with its zeros (PATH_MAX); the kernel passes over a file with more.
+const MAX_NAME_LEN: usize = 4096;
 
 const S_IFDIR: u32 = 0o040_000;
 const S_IFCHR: u32 = 0o020_000;
@@ -133,8 +139,9 @@ fn write_archive(sink: &mut impl Write, init: &[u8]) -> io::Result<()> {
             content: init,
         },
     ];
+    let mut at = 0;
     for (inode, entry) in (1u32..).zip(&entries) {
-        entry.write(sink, inode)?;
+        at += entry.write(sink, inode, at)?;
     }
     Entry {
         name: "TRAILER!!!",
@@ -143,7 +150,8 @@ fn write_archive(sink: &mut impl Write, init: &[u8]) -> io::Result<()> {
         device: (0, 0),
         content: &[],
     }
-    .write(sink, 0)
+    .write(sink, 0, at)?;
+    Ok(())
 }
 
 /// One file of the archive.
@@ -156,31 +164,46 @@ struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    fn write(&self, sink: &mut impl Write, inode: u32) -> io::Result<()> {
+    /// Bytes of the name in an entry that begins at `at`, with the zeros behind it: one, or as many as bring the content to
+    /// a page.
+    fn name_len(&self, at: usize) -> usize {
+        let least = self.name.len() + 1;
+        if self.content.is_empty() {
+            return least;
+        }
+        let name_at = at + HEADER_LEN;
+        let padded = (name_at + least).next_multiple_of(CONTENT_ALIGN) - name_at;
+        if padded <= MAX_NAME_LEN {
+            padded
+        } else {
+            least
+        }
+    }
+
+    /// Writes the entry at `at` and says how many bytes it has.
+    fn write(&self, sink: &mut impl Write, inode: u32, at: usize) -> io::Result<usize> {
         let size = u32::try_from(self.content.len())
             .map_err(|_| io::Error::new(io::ErrorKind::FileTooLarge, "a file over 4 GiB"))?;
-        let name_len = u32::try_from(self.name.len() + 1)
+        let name_len = self.name_len(at);
+        let name_field = u32::try_from(name_len)
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidFilename, "a name over 4 GiB"))?;
         let (major, minor) = self.device;
         write!(sink, "{MAGIC}")?;
         // inode, mode, uid, gid, links, mtime, size, device of the file system, device, name, check
         for field in [
-            inode, self.mode, 0, 0, self.links, 0, size, 0, 0, major, minor, name_len, 0,
+            inode, self.mode, 0, 0, self.links, 0, size, 0, 0, major, minor, name_field, 0,
         ] {
             write!(sink, "{field:08x}")?;
         }
         sink.write_all(self.name.as_bytes())?;
-        sink.write_all(&[0])?;
-        const HEADER_LEN: usize = 6 + 13 * 8;
-        pad(sink, HEADER_LEN + self.name.len() + 1)?;
+        let content_at = (HEADER_LEN + name_len).next_multiple_of(ALIGN);
+        sink.write_all(&vec![0; content_at - HEADER_LEN - self.name.len()])?;
         sink.write_all(self.content)?;
-        pad(sink, self.content.len())
+        let end = content_at + self.content.len();
+        let bytes = end.next_multiple_of(ALIGN);
+        sink.write_all(&[0; ALIGN][..bytes - end])?;
+        Ok(bytes)
     }
-}
-
-fn pad(sink: &mut impl Write, written: usize) -> io::Result<()> {
-    let missing = written.next_multiple_of(ALIGN) - written;
-    sink.write_all(&[0u8; ALIGN][..missing])
 }
 
 #[cfg(test)]

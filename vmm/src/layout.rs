@@ -5,6 +5,7 @@
 //! 0x0000_9000  boot page tables             0x0002_0000  kernel command line
 //! 0x0009_f000  MP table, pointer at 0x9fc00 0x0010_0000  RAM: kernel image where its ELF header wants it
 //! LOW_RAM_END  end of RAM below 4 GiB       MMIO_BASE    virtio-mmio windows, 4 KiB each
+//! INITRAMFS    initramfs, read-only
 //! 0xfec0_0000  IO-APIC                      0xfee0_0000  local APICs
 //! 0xfffb_c000  KVM's identity map and TSS   4 GiB        the rest of RAM
 //! ```
@@ -30,6 +31,9 @@ pub const MP_TABLE: u64 = 0x9_f000;
 pub const MP_POINTER: u64 = 0x9_fc00;
 /// RAM that the kernel may use begins again here.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
+/// Where the guest's kernel takes its pages from first, start and end: what boots and starts a container there has used
+/// nearly all of it (seen with `perf trace -e kvm:kvm_page_fault`). With RAM above 4 GiB it takes that first.
+pub const FIRST_ALLOCATIONS: (u64, u64) = (8 << 20, 12 << 20);
 /// RAM below 4 GiB ends here at the latest; the rest of it follows at [`RAM_ABOVE`].
 pub const LOW_RAM_END: u64 = 0xd000_0000;
 /// RAM above the hole.
@@ -38,6 +42,10 @@ pub const RAM_ABOVE: u64 = 0x1_0000_0000;
 pub const MMIO_BASE: u64 = 0xd000_0000;
 /// Bytes of a virtio-mmio window.
 pub const MMIO_WINDOW: u64 = 0x1000;
+/// The initramfs, beside RAM: the guest reads it where it lies. The beginning of a huge page.
+pub const INITRAMFS: u64 = 0xe000_0000;
+/// It ends here at the latest.
+pub const INITRAMFS_END: u64 = IO_APIC as u64;
 /// IO-APIC registers, where KVM's in-kernel IO-APIC answers.
 pub const IO_APIC: u32 = 0xfec0_0000;
 /// Local APIC registers.

@@ -8,6 +8,7 @@ pub mod boot;
 pub mod console;
 pub mod control;
 pub mod ending;
+pub mod file_mapping;
 pub mod jail;
 pub mod kvm;
 pub mod layout;

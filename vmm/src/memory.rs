@@ -12,6 +12,7 @@ use vm_memory::{
     MemoryRegionAddress,
 };
 
+use crate::file_mapping::FileMapping;
 use crate::layout;
 use crate::virtio::GuestMemory;
 
@@ -244,53 +245,39 @@ pub fn expect_writes(
     }
 }
 
-/// Has the host gather the pages of a file that lies in memory (tmpfs) into huge pages, as far as it can and the range holds
-/// whole ones; what a machine maps of it then is mapped 2 MiB at once. Linux 6.1 or later; a file elsewhere, a kernel
-/// without huge pages or a host without a free one leaves it as it is, which is slower and no mistake.
+/// Gives the machine memory of its own for a block, in a huge page where the host has one, with what `saved` holds in it.
+/// The block is as long as `saved` and lies where a huge page can.
 ///
 /// # Errors
-/// mmap(2) failed.
-pub fn collapse_file(file: &File, offset: u64, length: u64) -> io::Result<()> {
-    const HUGE: u64 = 2 << 20;
-    let first = offset.next_multiple_of(HUGE);
-    let end = offset.saturating_add(length) / HUGE * HUGE;
-    let Some(bytes) = end.checked_sub(first).filter(|&bytes| bytes > 0) else {
-        return Ok(());
-    };
-    let bytes = usize::try_from(bytes).map_err(io::Error::other)?;
-    let first = libc::off_t::try_from(first).map_err(io::Error::other)?;
-    let huge = HUGE as usize;
-    let map = |at: *mut libc::c_void, length, flags, descriptor, offset| {
-        // SAFETY: either a new mapping where the kernel likes, or one over the middle of that, which is of ours alone.
-        let at = unsafe { libc::mmap(at, length, libc::PROT_READ, flags, descriptor, offset) };
-        if at == libc::MAP_FAILED {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(at)
-        }
-    };
-    let reserve = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    let reserved = map(std::ptr::null_mut(), bytes + huge, reserve, -1, 0)?;
-    let at = reserved.wrapping_byte_add(reserved.addr().next_multiple_of(huge) - reserved.addr());
-    let mapped = map(
-        at,
-        bytes,
-        libc::MAP_SHARED | libc::MAP_FIXED,
-        file.as_raw_fd(),
-        first,
-    );
-    // SAFETY: all of it is the reservation, which nothing refers to.
+/// The range does not lie in one region of guest memory, or mmap(2) failed.
+pub fn own_block(
+    guest: &GuestMemoryMmap<()>,
+    address: GuestAddress,
+    saved: &FileMapping,
+) -> io::Result<()> {
+    let length = usize::try_from(saved.bytes()).map_err(io::Error::other)?;
+    let slice = guest.get_slice(address, length).map_err(io::Error::other)?;
+    let target = slice.ptr_guard_mut();
+    // SAFETY: `get_slice` says that the whole range lies in one region of guest memory, which is a private mapping of ours;
+    // replacing pages of it keeps its length and protection. Nothing holds Rust references into guest memory.
     unsafe {
-        if mapped.is_ok() {
-            // What cannot be gathered stays as it is; each huge page is tried.
-            for block in (0..bytes).step_by(huge) {
-                let block = at.wrapping_byte_add(block);
-                libc::madvise(block, huge, libc::MADV_COLLAPSE);
-            }
+        let mapped = libc::mmap(
+            target.as_ptr().cast(),
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
+            -1,
+            0,
+        );
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
         }
-        libc::munmap(reserved, bytes + huge);
+        // A host without huge pages has small ones.
+        libc::madvise(mapped, length, libc::MADV_HUGEPAGE);
+        libc::madvise(mapped, length, libc::MADV_DONTDUMP);
+        std::ptr::copy_nonoverlapping(saved.address().cast::<u8>(), mapped.cast(), length);
     }
-    mapped.map(|_| ())
+    Ok(())
 }
 
 /// Has core dumps leave out all of guest memory, what was mapped over it included.

@@ -13,11 +13,13 @@ struct Read {
     owner: (u32, u32),
     mtime: u32,
     device: (u32, u32),
+    content_at: usize,
     content: Vec<u8>,
 }
 
 /// Reads a newc archive up to its trailer.
-fn read_archive(mut bytes: &[u8]) -> Vec<Read> {
+fn read_archive(archive: &[u8]) -> Vec<Read> {
+    let mut bytes = archive;
     let mut entries = Vec::new();
     loop {
         assert_eq!(&bytes[..6], b"070701", "each entry starts with the magic");
@@ -27,8 +29,10 @@ fn read_archive(mut bytes: &[u8]) -> Vec<Read> {
             u32::from_str_radix(digits, 16).expect("hexadecimal")
         };
         let (size, name_len) = (field(6) as usize, field(11) as usize);
-        let name = String::from_utf8(bytes[110..110 + name_len - 1].to_vec()).expect("name");
-        assert_eq!(bytes[110 + name_len - 1], 0, "names end in zero");
+        let name = &bytes[110..110 + name_len];
+        let (name, zeros) = name.split_at(name.iter().position(|&b| b == 0).expect("end"));
+        assert!(zeros.iter().all(|&b| b == 0), "names end in zeros");
+        let name = String::from_utf8(name.to_vec()).expect("name");
         let content_at = (110 + name_len).next_multiple_of(4);
         if name == "TRAILER!!!" {
             assert_eq!(bytes.len(), content_at, "nothing after the trailer");
@@ -41,6 +45,7 @@ fn read_archive(mut bytes: &[u8]) -> Vec<Read> {
             owner: (field(2), field(3)),
             mtime: field(5),
             device: (field(9), field(10)),
+            content_at: archive.len() - bytes.len() + content_at,
             content: bytes[content_at..content_at + size].to_vec(),
         });
         bytes = &bytes[(content_at + size).next_multiple_of(4)..];
@@ -93,6 +98,7 @@ fn write_content_of_any_length_stays_aligned() {
         let (_folder, out) = written(&init);
         let entries = read_archive(&fs::read(out).expect("archive"));
         assert_eq!(entries[2].content, init);
+        assert_eq!(entries[2].content_at, 4096, "it begins a page");
     }
 }
 

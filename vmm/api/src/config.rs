@@ -55,7 +55,8 @@ pub struct MachineConfig {
 pub struct KernelConfig {
     /// Uncompressed ELF `vmlinux`.
     pub vmlinux: PathBuf,
-    /// Uncompressed cpio archive.
+    /// Uncompressed cpio archive. The guest reads it beside its RAM (`initramfs_rom=`), from the file: nobody may shorten or
+    /// change that while the machine runs; put another in its place instead.
     #[serde(default)]
     pub initramfs: Option<PathBuf>,
     /// Appended to the VMM's own command line (console, reboot method, device windows).

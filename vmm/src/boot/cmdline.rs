@@ -26,16 +26,24 @@ pub struct CmdlineTooLong {
     pub length: usize,
 }
 
-/// The command line of a machine of `memory_mib` with `devices` virtio-mmio windows.
+/// The command line of a machine of `memory_mib` with `devices` virtio-mmio windows and an initramfs of so many bytes.
 ///
 /// # Errors
 /// It is longer than the kernel reads.
-pub fn compose(memory_mib: u64, devices: usize, extra: &str) -> Result<String, CmdlineTooLong> {
+pub fn compose(
+    memory_mib: u64,
+    initramfs: Option<u64>,
+    devices: usize,
+    extra: &str,
+) -> Result<String, CmdlineTooLong> {
     use std::fmt::Write;
     let mut line = FIXED.to_owned();
     let buckets = memory_mib.saturating_mul(BUCKETS_PER_MIB);
     // Writing to a String cannot fail.
     let _ = write!(line, " dhash_entries={buckets} ihash_entries={buckets}");
+    if let Some(bytes) = initramfs {
+        let _ = write!(line, " initramfs_rom={bytes}@{:#x}", layout::INITRAMFS);
+    }
     for index in 0..devices {
         let _ = write!(
             line,
@@ -60,16 +68,17 @@ mod tests {
 
     #[test]
     fn cmdline_names_each_window_and_ends_with_the_extra_options() {
-        let line = compose(256, 2, "vmpod.debug").unwrap();
+        let line = compose(256, Some(4711), 2, "vmpod.debug").unwrap();
         assert!(line.contains(
             " virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6 vmpod.debug"
         ));
+        assert!(line.contains(" initramfs_rom=4711@0xe0000000 "));
         assert!(line.ends_with(" vmpod.debug"));
         assert!(line.contains(" dhash_entries=4096 ihash_entries=4096 "));
     }
 
     #[test]
     fn cmdline_beyond_the_kernels_bound_is_refused() {
-        assert!(compose(256, 1, &"x".repeat(2048)).is_err());
+        assert!(compose(256, None, 1, &"x".repeat(2048)).is_err());
     }
 }

@@ -1,9 +1,9 @@
-//! Reads an uncompressed kernel (ELF64 `vmlinux`) and an initramfs into guest memory.
+//! Reads an uncompressed kernel (ELF64 `vmlinux`) into guest memory, and maps an initramfs beside it.
 //!
-//! They are read and not mapped: a guest that boots writes to nearly every page of both (it patches its code, and wipes
-//! the initramfs when it frees it), so that pages of a private mapping would be faulted in twice and copied one by one
-//! and none of them stay shared. Read into huge pages they cost a fault for 2 MiB. The kernel file is trusted as far as
-//! its owner is; its headers are checked all the same.
+//! The kernel is read and not mapped: a guest that boots writes to nearly every page of it (it patches its code), so that
+//! pages of a private mapping would be faulted in twice and copied one by one and none of them stay shared. Read into huge
+//! pages it costs a fault for 2 MiB. Nothing is written to the initramfs. The files are trusted as far as their owner is;
+//! the kernel's headers are checked all the same.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use crate::file_mapping::{FileMapping, HUGE_PAGE};
 use crate::layout;
 use crate::memory::{self, PAGE};
 
-const HUGE_PAGE: u64 = 2 << 20;
 /// Bytes of an ELF64 header and of a program header.
 const HEADER: usize = 64;
 const PROGRAM_HEADER: usize = 56;
@@ -47,10 +47,8 @@ pub enum ImageError {
         reason: &'static str,
     },
     /// The memory is too small.
-    #[error("{what} {} needs guest memory up to {end:#x} and there is RAM up to {ram_end:#x}; give the machine more memory", path.display())]
+    #[error("kernel {} needs guest memory up to {end:#x} and there is RAM up to {ram_end:#x}; give the machine more memory", path.display())]
     TooLarge {
-        /// `kernel` or `initramfs`.
-        what: &'static str,
         /// The file.
         path: PathBuf,
         /// Where it would end.
@@ -58,8 +56,8 @@ pub enum ImageError {
         /// End of low RAM.
         ram_end: u64,
     },
-    /// It could not be brought into guest memory.
-    #[error("read {what} {} into guest memory", path.display())]
+    /// The guest could not be given it.
+    #[error("give the guest {what} {}", path.display())]
     Map {
         /// `kernel` or `initramfs`.
         what: &'static str,
@@ -80,13 +78,58 @@ pub struct LoadedKernel {
     pub end: u64,
 }
 
-/// An initramfs in guest memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LoadedInitramfs {
-    /// Guest-physical address, page aligned.
-    pub address: u64,
-    /// Bytes.
+/// An initramfs that a guest reads at [`layout::INITRAMFS`].
+#[derive(Debug)]
+pub struct Initramfs {
+    /// Whole pages of it.
+    pub mapping: FileMapping,
+    /// Bytes of the file.
     pub size: u64,
+}
+
+impl Initramfs {
+    /// Maps the `size` bytes that a file begins with; `None` if these are none.
+    ///
+    /// # Errors
+    /// The file has fewer, mmap(2) failed, or there are more than fit into [`layout::INITRAMFS`] to
+    /// [`layout::INITRAMFS_END`].
+    pub fn map(file: &File, size: u64) -> io::Result<Option<Self>> {
+        const MOST: u64 = layout::INITRAMFS_END - layout::INITRAMFS;
+        let length = file.metadata()?.len();
+        // What lies beyond the end would end the machine at its first touch.
+        if length < size {
+            let text = format!("it has {length} bytes, and {size} were expected");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        if size > MOST {
+            let text = format!("it has {size} bytes, and a guest can have {MOST}");
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+        }
+        if size == 0 {
+            return Ok(None);
+        }
+        // The last huge page is one for the guest only if all of it is there.
+        let whole = size.next_multiple_of(HUGE_PAGE);
+        let mapping = FileMapping::map(file, 0, whole.min(length.next_multiple_of(PAGE)))?;
+        Ok(Some(Self { mapping, size }))
+    }
+
+    /// Writes it to an empty file, in huge pages where the host can.
+    ///
+    /// # Errors
+    /// It cannot be written: no space, most likely.
+    pub fn copy_to(&self, file: &File) -> io::Result<()> {
+        let length = usize::try_from(self.size).map_err(io::Error::other)?;
+        // SAFETY: so many bytes are mapped as long as `self` is, and nobody writes to the file while it is in use.
+        let bytes =
+            unsafe { std::slice::from_raw_parts(self.mapping.address().cast::<u8>(), length) };
+        file.write_all_at(bytes, 0)?;
+        // The last huge page wants to be whole.
+        let whole = self.size.next_multiple_of(HUGE_PAGE);
+        file.set_len(whole)?;
+        FileMapping::map(file, 0, whole)?.collapse();
+        Ok(())
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -145,7 +188,6 @@ pub fn load_kernel(guest: &GuestMemoryMmap<()>, path: &Path) -> Result<LoadedKer
         }
         if segment_end > ram_end {
             return Err(ImageError::TooLarge {
-                what: "kernel",
                 path: path.to_owned(),
                 end: segment_end,
                 ram_end,
@@ -176,54 +218,24 @@ pub fn load_kernel(guest: &GuestMemoryMmap<()>, path: &Path) -> Result<LoadedKer
     })
 }
 
-/// Maps the initramfs at the end of low RAM, where the kernel need not move it.
+/// Maps the initramfs, for the guest to read beside its RAM, which needs none for it: the kernel (`initramfs_rom=`) uses the
+/// files of it where they lie, and machines share the host's pages of them. `None` for a file without bytes.
 ///
 /// # Errors
-/// The file cannot be read or does not fit between the kernel and the end of low RAM.
-pub fn load_initramfs(
-    guest: &GuestMemoryMmap<()>,
-    path: &Path,
-    kernel_end: u64,
-) -> Result<LoadedInitramfs, ImageError> {
+/// The file cannot be read or is larger than what is addressed for it.
+pub fn map_initramfs(path: &Path) -> Result<Option<Initramfs>, ImageError> {
     let read = |source| ImageError::Read {
         what: "initramfs",
         path: path.to_owned(),
         source,
     };
-    let mut file = File::open(path).map_err(read)?;
+    let file = File::open(path).map_err(read)?;
     let size = file.metadata().map_err(read)?.len();
-    let ram_end = memory::low_end(guest);
-    let too_large = || ImageError::TooLarge {
+    Initramfs::map(&file, size).map_err(|source| ImageError::Map {
         what: "initramfs",
         path: path.to_owned(),
-        end: kernel_end.saturating_add(size),
-        ram_end,
-    };
-    let address = ram_end.checked_sub(size).ok_or_else(too_large)? & !(PAGE - 1);
-    if address < kernel_end {
-        return Err(too_large());
-    }
-    if size > 0 {
-        let place = |file: &mut File| {
-            expect(guest, address, address.saturating_add(size))?;
-            place(
-                guest,
-                file,
-                Segment {
-                    offset: 0,
-                    address,
-                    file_size: size,
-                    memory_size: size,
-                },
-            )
-        };
-        place(&mut file).map_err(|source| ImageError::Map {
-            what: "initramfs",
-            path: path.to_owned(),
-            source,
-        })?;
-    }
-    Ok(LoadedInitramfs { address, size })
+        source,
+    })
 }
 
 /// What the ELF header says about the program headers.
@@ -411,20 +423,48 @@ mod tests {
     }
 
     #[test]
-    fn kernel_and_initramfs_too_large_for_memory_are_refused() {
+    fn kernel_too_large_for_memory_is_refused() {
         let guest = memory::allocate(32).unwrap();
         let bytes = elf(&[(0, 0x100_0000, 16, 32 << 20)], 0x100_0000);
         assert!(matches!(
             load_kernel(&guest, file(&bytes).path()),
-            Err(ImageError::TooLarge { what: "kernel", .. })
-        ));
-        let archive = file(&[1; 5000]);
-        assert!(matches!(
-            load_initramfs(&guest, archive.path(), (32 << 20) - 4096),
             Err(ImageError::TooLarge { .. })
         ));
-        let loaded = load_initramfs(&guest, archive.path(), 0x200_0000 - (8 << 10)).unwrap();
-        assert_eq!(loaded.address, (32 << 20) - (8 << 10));
-        assert_eq!(read(&guest, loaded.address, 5000), [1; 5000]);
+    }
+
+    fn bytes(image: &Initramfs) -> &[u8] {
+        // SAFETY: all of it is mapped, and the file is at least as long.
+        unsafe {
+            std::slice::from_raw_parts(image.mapping.address().cast::<u8>(), image.size as usize)
+        }
+    }
+
+    #[test]
+    fn initramfs_is_mapped_whole_and_its_copy_in_huge_pages_where_there_are_any() {
+        let image = map_initramfs(file(&[1; 5000]).path()).unwrap().unwrap();
+        assert_eq!((image.size, image.mapping.bytes()), (5000, 8192));
+        assert_eq!(bytes(&image), [1; 5000]);
+        let copy = tempfile::tempfile().unwrap();
+        image.copy_to(&copy).unwrap();
+        let copied = Initramfs::map(&copy, 5000).unwrap().unwrap();
+        assert_eq!((copied.size, copied.mapping.bytes()), (5000, HUGE_PAGE));
+        assert_eq!(bytes(&copied), [1; 5000]);
+    }
+
+    #[test]
+    fn initramfs_that_is_empty_is_none_and_one_too_short_or_too_large_is_refused() {
+        assert!(map_initramfs(file(&[]).path()).unwrap().is_none());
+        let short = Initramfs::map(file(&[1; 5000]).as_file(), 5001).unwrap_err();
+        assert!(
+            short.to_string().contains("5000 bytes, and 5001"),
+            "{short}"
+        );
+        let sparse = tempfile::NamedTempFile::new().unwrap();
+        sparse.as_file().set_len(1 << 30).unwrap();
+        let error = map_initramfs(sparse.path()).unwrap_err();
+        assert!(
+            error.to_string().contains("give the guest initramfs"),
+            "{error}"
+        );
     }
 }

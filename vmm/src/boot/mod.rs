@@ -16,7 +16,7 @@ use vmpod_vmm_api::KernelConfig;
 
 pub use self::cmdline::CmdlineTooLong;
 pub use self::kernel_image::ImageError;
-use self::kernel_image::LoadedInitramfs;
+use self::kernel_image::Initramfs;
 use crate::layout;
 use crate::memory::{self, MemoryError};
 
@@ -55,7 +55,16 @@ pub enum BootError {
     },
 }
 
-/// Prepares the guest and returns the kernel's entry point.
+/// A guest that can be started.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The kernel's entry point, guest-physical.
+    pub entry: u64,
+    /// What the guest finds at [`layout::INITRAMFS`].
+    pub initramfs: Option<Initramfs>,
+}
+
+/// Prepares the guest.
 ///
 /// # Errors
 /// The files cannot be loaded or do not fit.
@@ -64,32 +73,35 @@ pub fn prepare(
     kernel: &KernelConfig,
     vcpus: u8,
     devices: usize,
-) -> Result<u64, BootError> {
+) -> Result<Prepared, BootError> {
     let write = |what| move |source| BootError::Write { what, source };
     let loaded = kernel_image::load_kernel(memory, &kernel.vmlinux)?;
     let initramfs = kernel
         .initramfs
         .as_deref()
-        .map(|path| kernel_image::load_initramfs(memory, path, loaded.end))
-        .transpose()?;
-    // With RAM above 4 GiB the kernel allocates there first, where no initramfs is.
-    let top = match initramfs {
-        Some(loaded) if memory.num_regions() == 1 => GuestAddress(loaded.address),
-        _ => memory
-            .last_addr()
-            .checked_add(1)
-            .unwrap_or(memory.last_addr()),
-    };
+        .map(kernel_image::map_initramfs)
+        .transpose()?
+        .flatten();
+    let last = memory.last_addr();
+    let top = last.checked_add(1).unwrap_or(last);
     memory::expect_early_allocations(memory, top)?;
+    let (start, end) = layout::FIRST_ALLOCATIONS;
+    memory::expect_use(memory, GuestAddress(start), GuestAddress(end))?;
     let mib = memory::bytes(memory) >> 20;
-    let mut line = cmdline::compose(mib, devices, &kernel.extra_cmdline)?.into_bytes();
+    let mut line = cmdline::compose(
+        mib,
+        initramfs.as_ref().map(|image| image.size),
+        devices,
+        &kernel.extra_cmdline,
+    )?
+    .into_bytes();
     line.push(0);
     memory
         .write_slice(&line, GuestAddress(layout::CMDLINE))
         .map_err(write("the command line"))?;
     memory
         .write_obj(
-            zero_page(memory, line.len(), initramfs),
+            zero_page(memory, line.len()),
             GuestAddress(layout::ZERO_PAGE),
         )
         .map_err(write("the zero page"))?;
@@ -100,14 +112,13 @@ pub fn prepare(
             .map_err(write("the GDT"))?;
     }
     page_tables(memory).map_err(write("the page tables"))?;
-    Ok(loaded.entry)
+    Ok(Prepared {
+        entry: loaded.entry,
+        initramfs,
+    })
 }
 
-fn zero_page(
-    memory: &GuestMemoryMmap<()>,
-    cmdline_bytes: usize,
-    initramfs: Option<LoadedInitramfs>,
-) -> boot_params {
+fn zero_page(memory: &GuestMemoryMmap<()>, cmdline_bytes: usize) -> boot_params {
     let mut params = boot_params::default();
     params.hdr.boot_flag = 0xaa55;
     // "HdrS"
@@ -118,10 +129,6 @@ fn zero_page(
     // These lie below 4 GiB by layout; the command line is at most 2048 bytes.
     params.hdr.cmd_line_ptr = layout::CMDLINE as u32;
     params.hdr.cmdline_size = cmdline_bytes as u32;
-    if let Some(initramfs) = initramfs {
-        params.hdr.ramdisk_image = initramfs.address as u32;
-        params.hdr.ramdisk_size = initramfs.size as u32;
-    }
     let map = e820(memory);
     // At most four entries.
     params.e820_entries = map.len() as u8;
@@ -212,24 +219,9 @@ mod tests {
     }
 
     #[test]
-    fn zero_page_points_to_command_line_and_initramfs() {
-        let memory = allocate(64).unwrap();
-        let params = zero_page(
-            &memory,
-            17,
-            Some(LoadedInitramfs {
-                address: 0x3f0_0000,
-                size: 77,
-            }),
-        );
-        let hdr = params.hdr;
-        let (line, size, image, image_size) = (
-            hdr.cmd_line_ptr,
-            hdr.cmdline_size,
-            hdr.ramdisk_image,
-            hdr.ramdisk_size,
-        );
+    fn zero_page_points_to_the_command_line() {
+        let hdr = zero_page(&allocate(64).unwrap(), 17).hdr;
+        let (line, size) = (hdr.cmd_line_ptr, hdr.cmdline_size);
         assert_eq!((line, size), (0x2_0000, 17));
-        assert_eq!((image, image_size), (0x3f0_0000, 77));
     }
 }

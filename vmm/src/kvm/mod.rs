@@ -12,13 +12,16 @@ pub mod vcpu_thread;
 
 use std::os::fd::AsRawFd;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_userspace_memory_region};
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_cpuid_entry2, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::saved::{VcpuState, VmState};
+use crate::boot::kernel_image::Initramfs;
 use crate::virtio::GuestMemory;
 use crate::{layout, memory};
 
@@ -98,9 +101,10 @@ impl KvmError {
 /// A KVM virtual machine.
 #[derive(Debug)]
 pub struct Vm {
-    // The slots of `fd` point into `memory`, so it is kept at least as long: fields drop in order.
+    // The slots of `fd` point into `memory` and `initramfs`, so they are kept at least as long: fields drop in order.
     fd: VmFd,
     memory: GuestMemory,
+    initramfs: Option<Initramfs>,
     supported: CpuId,
     tsc_deadline: bool,
     /// Registers that make up a vCPU's state; asked for only when a snapshot is to be taken.
@@ -108,7 +112,7 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// A machine with interrupt controllers and `memory`, without vCPUs.
+    /// A machine with interrupt controllers and `memory`, without vCPUs; it reads `initramfs` at [`layout::INITRAMFS`].
     ///
     /// No PIT: the guest has kvm-clock and the APIC timer, and a PIT that ticks costs exits.
     ///
@@ -116,7 +120,12 @@ impl Vm {
     ///
     /// # Errors
     /// KVM is missing, too old, or refuses.
-    pub fn new(memory: GuestMemory, vcpus: u8, savable: bool) -> Result<Self, KvmError> {
+    pub fn new(
+        memory: GuestMemory,
+        initramfs: Option<Initramfs>,
+        vcpus: u8,
+        savable: bool,
+    ) -> Result<Self, KvmError> {
         let kvm = Kvm::new().map_err(KvmError::Open)?;
         let version = kvm.get_api_version();
         if version != API_VERSION {
@@ -131,6 +140,7 @@ impl Vm {
             (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
             (Cap::MpState, "KVM_CAP_MP_STATE"),
             (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+            (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM"),
         ] {
             if !kvm.check_extension(cap) {
                 return Err(KvmError::Missing(name));
@@ -165,6 +175,7 @@ impl Vm {
         let vm = Self {
             fd,
             memory,
+            initramfs,
             supported,
             tsc_deadline,
             msr_indices,
@@ -175,20 +186,40 @@ impl Vm {
 
     fn register_memory(&self) -> Result<(), KvmError> {
         let memory: &GuestMemoryMmap<()> = &self.memory;
-        for (slot, region) in (0u32..).zip(memory.iter()) {
-            let region = kvm_userspace_memory_region {
-                slot,
-                flags: 0,
+        let mut regions = Vec::new();
+        for region in memory.iter() {
+            regions.push(kvm_userspace_memory_region {
                 guest_phys_addr: region.start_addr().raw_value(),
                 memory_size: region.len(),
                 userspace_addr: memory::host_address(region).map_err(KvmError::Memory)?,
-            };
-            // SAFETY: the range is a mapping of `self.memory`, which lives as long as the VM does, and the slots do not
-            // overlap because the regions do not.
-            unsafe { self.fd.set_user_memory_region(region) }
-                .map_err(KvmError::ioctl("KVM_SET_USER_MEMORY_REGION"))?;
+                ..Default::default()
+            });
+        }
+        if let Some(Initramfs { mapping, .. }) = &self.initramfs {
+            regions.push(kvm_userspace_memory_region {
+                flags: KVM_MEM_READONLY,
+                guest_phys_addr: layout::INITRAMFS,
+                memory_size: mapping.bytes(),
+                userspace_addr: mapping.address().addr() as u64,
+                ..Default::default()
+            });
+        }
+        for (slot, region) in (0u32..).zip(regions) {
+            // SAFETY: the range is a mapping of `self.memory` or `self.initramfs`, which live as long as the VM does, and the
+            // slots do not overlap: RAM has a hole where the initramfs is.
+            unsafe {
+                self.fd
+                    .set_user_memory_region(kvm_userspace_memory_region { slot, ..region })
+            }
+            .map_err(KvmError::ioctl("KVM_SET_USER_MEMORY_REGION"))?;
         }
         Ok(())
+    }
+
+    /// What the guest reads at [`layout::INITRAMFS`].
+    #[must_use]
+    pub fn initramfs(&self) -> Option<&Initramfs> {
+        self.initramfs.as_ref()
     }
 
     /// What CPUID tells vCPU `id` of `count`.

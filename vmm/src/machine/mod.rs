@@ -158,19 +158,20 @@ impl BuiltMachine {
             .transpose()?;
         let memory = memory::allocate(config.memory_mib)?;
         let mut original = None;
-        let beginning = match saved {
+        let (beginning, initramfs) = match saved {
             Some(saved) => {
                 original = saved.map_memory(&memory)?;
-                Beginning::Restored(Box::new(saved))
+                let initramfs = saved.map_initramfs()?;
+                (Beginning::Restored(Box::new(saved)), initramfs)
             }
-            None => Beginning::Boot(boot::prepare(
-                &memory,
-                &config.kernel,
-                config.vcpus,
-                devices::count(&config),
-            )?),
+            None => {
+                let count = devices::count(&config);
+                let prepared = boot::prepare(&memory, &config.kernel, config.vcpus, count)?;
+                (Beginning::Boot(prepared.entry), prepared.initramfs)
+            }
         };
-        let vm = Vm::new(Arc::clone(&memory), config.vcpus, target.is_some())?;
+        let savable = target.is_some();
+        let vm = Vm::new(Arc::clone(&memory), initramfs, config.vcpus, savable)?;
         let irq = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
             .map_err(host("create the console's interrupt"))?;
         vm.attach_irq(&irq, layout::SERIAL_IRQ)?;

@@ -115,7 +115,10 @@ impl Machine {
             vm,
             vcpus,
             runs: Vec::new(),
+            initramfs: 0,
         };
-        Ok(saving.target.write(state, &self.memory)?)
+        Ok(saving
+            .target
+            .write(state, &self.memory, self.vm.initramfs())?)
     }
 }

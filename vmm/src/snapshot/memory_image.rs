@@ -6,6 +6,7 @@
 //! mapped in blocks of 2 MiB, so that the host can have each block in one huge page: the kernel's code, which no machine
 //! writes to, costs a fault a block then, and the pages between those that are written to are mapped many at once.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -14,11 +15,15 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestM
 
 use vmpod_vmm_api::TouchedPages;
 
+use crate::file_mapping::{FileMapping, HUGE_PAGE};
 use crate::memory::{self, PAGE};
 use crate::virtio::GuestMemory;
 
 /// What is mapped or left out as a whole: a huge page.
 const BLOCK: u64 = 2 << 20;
+/// Pages of a block that are written to by a start from which on the block is copied at once, into a huge page. A fault for
+/// each of them costs about a hundredth of that, reads of the others not counted; the price is the memory of the others.
+const BUSY_PAGES: u32 = 192;
 /// Bytes written at once.
 const CHUNK: usize = 256 << 10;
 /// Entries of the page map read at once.
@@ -153,7 +158,11 @@ pub fn write(
         }
     }
     for run in runs {
-        memory::collapse_file(file, run.start, run.bytes)?;
+        let first = run.start.next_multiple_of(HUGE_PAGE);
+        let end = run.end() / HUGE_PAGE * HUGE_PAGE;
+        if first < end {
+            FileMapping::map(file, first, end - first)?.collapse();
+        }
     }
     Ok(())
 }
@@ -237,15 +246,47 @@ impl Original {
     }
 }
 
-/// Makes the pages the machine's own that others of its kind have written to. What is not memory of the machine is passed
-/// over: it is a hint, and a host that does not take it is slower, no more.
-pub fn expect_writes(guest: &GuestMemoryMmap<()>, pages: &TouchedPages) {
+/// Makes the pages the machine's own that others of its kind have written to, of the memory that [`map`] has mapped. What is
+/// not memory of the machine is passed over: it is a hint, and a host that does not take it is slower, no more.
+///
+/// # Errors
+/// A block was to be copied and could not be: the memory is of no use then.
+pub fn expect_writes(
+    guest: &GuestMemoryMmap<()>,
+    pages: &TouchedPages,
+    runs: &[Run],
+    file: &File,
+) -> io::Result<()> {
+    for at in busy_blocks(pages, runs) {
+        let saved = FileMapping::map(file, at, BLOCK)?;
+        memory::own_block(guest, GuestAddress(at), &saved)?;
+    }
     for (first, count) in pages.runs() {
         let start = GuestAddress(u64::from(first) * PAGE);
+        // Pages of blocks that were copied are there already.
         if memory::expect_writes(guest, start, u64::from(count) * PAGE).is_err() {
-            return;
+            break;
         }
     }
+    Ok(())
+}
+
+/// The blocks of the saved memory in which so many pages are written to that one huge page costs less than all of theirs.
+fn busy_blocks(pages: &TouchedPages, runs: &[Run]) -> Vec<u64> {
+    let mut counts: BTreeMap<u64, u32> = BTreeMap::new();
+    for (first, count) in pages.runs() {
+        for page in first..first.saturating_add(count) {
+            *counts
+                .entry(u64::from(page) * PAGE / BLOCK * BLOCK)
+                .or_default() += 1;
+        }
+    }
+    let saved = |&at: &u64| {
+        runs.iter()
+            .any(|run| run.start <= at && at + BLOCK <= run.end())
+    };
+    let busy = counts.into_iter().filter(|&(_, count)| count >= BUSY_PAGES);
+    busy.map(|(at, _)| at).filter(saved).collect()
 }
 
 /// The page map of this process.
@@ -353,12 +394,49 @@ mod tests {
         map(&next, &runs, &file).unwrap();
         let mut told = changed;
         told.push(1 << 30);
-        expect_writes(&next, &told);
+        expect_writes(&next, &told, &runs, &file).unwrap();
         assert_eq!(
             [1, 5, 6, 7, 0x2403].map(|page| own(&next, page)),
             [false, true, true, false, true]
         );
         assert_eq!(next.read_obj::<u8>(GuestAddress(0x5000)).unwrap(), 1);
+    }
+
+    #[test]
+    fn block_with_many_pages_written_to_is_copied_whole_and_others_are_not() {
+        let from = guest();
+        // The second block is busy; so would be the last, which was not saved.
+        for at in [0x1000, BLOCK + 0x1000, BLOCK + 0x1f_f000, 2 * BLOCK] {
+            write_at(&from, at, 9);
+        }
+        let pages = find_pages(&from, &page_map().unwrap()).unwrap();
+        let runs = blocks(&from, &pages, 100);
+        let file = tempfile::tempfile().unwrap();
+        write(&from, &pages, &runs, &file).unwrap();
+        let mut told = TouchedPages::default();
+        told.push(1);
+        for block in [1u32, 20] {
+            for page in 0..BUSY_PAGES {
+                told.push(block * 512 + page);
+            }
+        }
+        assert_eq!(busy_blocks(&told, &runs), [BLOCK]);
+        let to = guest();
+        map(&to, &runs, &file).unwrap();
+        expect_writes(&to, &told, &runs, &file).unwrap();
+        for at in [0x1000, BLOCK + 0x1000, BLOCK + 0x1f_f000, 2 * BLOCK] {
+            assert_eq!(to.read_obj::<u8>(GuestAddress(at)).unwrap(), 9, "{at:#x}");
+            write_at(&to, at, 10);
+        }
+        let third = guest();
+        map(&third, &runs, &file).unwrap();
+        for at in [0x1000, BLOCK + 0x1000, 2 * BLOCK] {
+            assert_eq!(
+                third.read_obj::<u8>(GuestAddress(at)).unwrap(),
+                9,
+                "{at:#x}"
+            );
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/state     everything but memory: version, checksum, fields (`state_file`, `state`)
 //! DIR/memory    the pages that are not zero (`memory_image`), mapped copy-on-write by those that go on
+//! DIR/initramfs what it reads beside its memory, mapped and shared by those that go on
 //! DIR/touched   which of them such a machine wrote to, once somebody has asked one and put it there
 //! ```
 //!
@@ -23,12 +24,15 @@ use vmpod_vmm_api::{TOUCHED_BYTES, TOUCHED_FILE, TouchedPages};
 use self::memory_image::Original;
 use self::state::{MAX_RUNS, MachineState};
 use self::state_file::{MAX_BYTES, StateFault};
+use crate::boot::kernel_image::Initramfs;
 use crate::virtio::GuestMemory;
 
 /// Name of the state file.
 const STATE: &str = "state";
 /// Name of the memory file.
 const MEMORY: &str = "memory";
+/// Name of the initramfs file.
+const INITRAMFS: &str = "initramfs";
 
 /// A snapshot could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -102,11 +106,12 @@ impl std::fmt::Display for Shape {
 pub struct Target {
     state: File,
     memory: File,
+    initramfs: File,
     page_map: File,
 }
 
 impl Target {
-    /// Creates both files in `directory`.
+    /// Creates the files in `directory`.
     ///
     /// # Errors
     /// They exist or cannot be created, or the page map cannot be opened.
@@ -124,6 +129,7 @@ impl Target {
         Ok(Self {
             state: create(STATE, "create the state file")?,
             memory: create(MEMORY, "create the memory file")?,
+            initramfs: create(INITRAMFS, "create the initramfs file")?,
             page_map: memory_image::page_map().map_err(|source| WriteError {
                 what: "open /proc/self/pagemap, which tells the pages in use, for the memory",
                 source,
@@ -140,6 +146,7 @@ impl Target {
         mut self,
         mut state: MachineState,
         memory: &GuestMemory,
+        initramfs: Option<&Initramfs>,
     ) -> Result<Original, WriteError> {
         let fail = |what| move |source| WriteError { what, source };
         let pages = memory_image::find_pages(memory, &self.page_map)
@@ -147,6 +154,12 @@ impl Target {
         state.runs = memory_image::blocks(memory, &pages, MAX_RUNS);
         memory_image::write(memory, &pages, &state.runs, &self.memory)
             .map_err(fail("write the memory"))?;
+        if let Some(image) = initramfs {
+            state.initramfs = image.size;
+            image
+                .copy_to(&self.initramfs)
+                .map_err(fail("write the initramfs"))?;
+        }
         self.state
             .write_all(&state.encode())
             .map_err(fail("write the state"))?;
@@ -160,6 +173,7 @@ pub struct Source {
     path: PathBuf,
     state: MachineState,
     memory: File,
+    initramfs: Option<File>,
     touched: Option<TouchedPages>,
 }
 
@@ -201,12 +215,17 @@ impl Source {
                 wanted,
             });
         }
+        let path = directory.join(INITRAMFS);
+        let initramfs = (state.initramfs > 0)
+            .then(|| File::open(&path).map_err(fail("open the saved initramfs", &path)))
+            .transpose()?;
         let path = directory.join(MEMORY);
         let memory = File::open(&path).map_err(fail("open the saved memory", &path))?;
         Ok(Self {
             path,
             state,
             memory,
+            initramfs,
             touched: touched(directory),
         })
     }
@@ -226,7 +245,7 @@ impl Source {
         let runs = &self.state.runs;
         let mapped = memory_image::map(memory, runs, &self.memory).and_then(|()| {
             if let Some(touched) = &self.touched {
-                memory_image::expect_writes(memory, touched);
+                memory_image::expect_writes(memory, touched, runs, &self.memory)?;
                 return Ok(None);
             }
             Original::map(self.state.memory_mib, runs, &self.memory).map(Some)
@@ -234,6 +253,23 @@ impl Source {
         mapped.map_err(|source| RestoreError::File {
             what: "map the saved memory",
             path: self.path.clone(),
+            source,
+        })
+    }
+}
+
+impl Source {
+    /// Maps the initramfs, for a machine that was booted with one.
+    ///
+    /// # Errors
+    /// It is not what the state says.
+    pub fn map_initramfs(&self) -> Result<Option<Initramfs>, RestoreError> {
+        let Some(file) = &self.initramfs else {
+            return Ok(None);
+        };
+        Initramfs::map(file, self.state.initramfs).map_err(|source| RestoreError::File {
+            what: "map the saved initramfs",
+            path: self.path.with_file_name(INITRAMFS),
             source,
         })
     }

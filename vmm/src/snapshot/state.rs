@@ -38,6 +38,8 @@ pub struct MachineState {
     pub vcpus: Vec<VcpuState>,
     /// Which memory the memory file holds.
     pub runs: Vec<Run>,
+    /// Bytes of the initramfs file; there is none without.
+    pub initramfs: u64,
 }
 
 impl MachineState {
@@ -64,6 +66,7 @@ impl MachineState {
             out.put(&run.start);
             out.put(&run.bytes);
         }
+        out.put(&self.initramfs);
         out.finish()
     }
 
@@ -100,6 +103,7 @@ impl MachineState {
                 })
             })
             .collect::<Result<_, _>>()?;
+        let initramfs = fields.get("initramfs")?;
         fields.end()?;
         Ok(Self {
             memory_mib,
@@ -108,6 +112,7 @@ impl MachineState {
             vm,
             vcpus,
             runs,
+            initramfs,
         })
     }
 }
@@ -321,6 +326,7 @@ mod tests {
                 },
             },
             vcpus: vec![vcpu.clone(), vcpu],
+            initramfs: 4711,
             runs: vec![Run {
                 start: 0x1000,
                 bytes: 0x2000,
@@ -336,6 +342,7 @@ mod tests {
         assert_eq!(back.devices, state.devices);
         assert_eq!(back.serial, state.serial);
         assert_eq!(back.runs, state.runs);
+        assert_eq!(back.initramfs, 4711);
         assert_eq!(back.vcpus.len(), 2);
         assert_eq!(back.vcpus[1].regs.rip, 0x1234);
         assert_eq!(back.vcpus[1].msrs[0].data, 5);

@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 const MAGIC: [u8; 8] = *b"vmpodmem";
 /// Raised with every change of what follows the header.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Magic, version, checksum, length of what follows.
 const HEADER_BYTES: usize = 24;
 /// Most bytes of a whole file. A vCPU needs about 16 KiB.

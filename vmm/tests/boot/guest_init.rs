@@ -262,12 +262,19 @@ fn elf() -> Vec<u8> {
     file
 }
 
-/// Writes an initramfs with `/dev/console` and the init.
+/// Writes an initramfs with `/dev/console` and the init, whose content begins a page: the guest uses it where it lies.
 pub fn write_initramfs(path: &Path) {
     let mut archive = Vec::new();
     let mut inode = 1;
     let mut entry = |name: &str, mode: u32, device: (u32, u32), data: &[u8]| {
-        // newc: magic, 13 fields of 8 hex digits, the name, padding to 4, the data, padding to 4.
+        // newc: magic, 13 fields of 8 hex digits, the name, padding to 4, the data, padding to 4. Zeros behind the name
+        // bring the data to a page.
+        let least = name.len() + 1;
+        let name_at = archive.len() + 110;
+        let name_bytes = match data {
+            [] => least,
+            _ => (name_at + least).next_multiple_of(4096) - name_at,
+        };
         let fields = [
             inode,
             mode,
@@ -280,7 +287,7 @@ pub fn write_initramfs(path: &Path) {
             0,
             device.0,
             device.1,
-            name.len() as u32 + 1,
+            name_bytes as u32,
             0,
         ];
         inode += 1;
@@ -288,7 +295,8 @@ pub fn write_initramfs(path: &Path) {
         for field in fields {
             write!(archive, "{field:08x}").unwrap();
         }
-        archive.extend(name.bytes().chain([0]));
+        archive.extend(name.bytes());
+        archive.resize(name_at + name_bytes, 0);
         archive.resize(archive.len().next_multiple_of(4), 0);
         archive.extend(data);
         archive.resize(archive.len().next_multiple_of(4), 0);
