@@ -1,4 +1,5 @@
-//! Part of a file in this process's memory, to be read: aligned so that the host can map it in huge pages.
+//! Part of a file in this process's memory, to be read: aligned so that the host can map it in huge pages. It holds what
+//! guests have, and core dumps leave it out as they do guest memory.
 //!
 //! Owned by who needs it mapped: the machine, for what its guest has of the file. The file belongs to the host's
 //! administrator, who does not shorten it while it is in use.
@@ -66,6 +67,10 @@ impl FileMapping {
             file.as_raw_fd(),
             offset,
         )?;
+        // SAFETY: all of it is this mapping, and the advice changes no contents.
+        if unsafe { libc::madvise(start, bytes, libc::MADV_DONTDUMP) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
         Ok(mapping)
     }
 

@@ -42,9 +42,15 @@ pub fn measure(ground: &Ground) -> Result<Vec<Row>> {
     Ok(vec![
         row(rows::MEMORY_HOST, all.pss_kib),
         row(rows::MEMORY_HOST_ANONYMOUS, all.anonymous_kib),
-        // With what the kernel keeps from the start: its image and page descriptors.
-        row(rows::MEMORY_GUEST, machine_kib.saturating_sub(unused)),
-        row(rows::MEMORY_GUEST_USED, total.saturating_sub(unused)),
+        // With what the kernel keeps from the start, its image and page descriptors. The agent lies beside the guest's memory.
+        row(
+            rows::MEMORY_GUEST,
+            machine_kib.saturating_sub(unused) + all.initramfs_kib,
+        ),
+        row(
+            rows::MEMORY_GUEST_USED,
+            total.saturating_sub(unused) + all.initramfs_kib,
+        ),
     ])
 }
 
@@ -96,6 +102,8 @@ struct Usage {
     anonymous_kib: u64,
     /// Size of the mappings of guest memory.
     guest_kib: u64,
+    /// What is mapped of the initramfs, which the guest uses where it lies.
+    initramfs_kib: u64,
 }
 
 impl Usage {
@@ -103,6 +111,7 @@ impl Usage {
         self.pss_kib += other.pss_kib;
         self.anonymous_kib += other.anonymous_kib;
         self.guest_kib += other.guest_kib;
+        self.initramfs_kib += other.initramfs_kib;
     }
 }
 
@@ -117,14 +126,18 @@ fn usage(smaps: &str) -> Usage {
         match first.strip_suffix(':') {
             None => {
                 // A new mapping: address, permissions, offset, device, inode, path.
+                let path = words.nth(4).unwrap_or_default();
                 mapping = Mapping {
-                    special: words.nth(4).is_some_and(|path| path.starts_with('[')),
+                    special: path.starts_with('['),
+                    initramfs: path.contains("/initramfs"),
                     ..Mapping::default()
                 };
             }
             Some("VmFlags") => {
                 // The last line of a mapping.
-                if !mapping.special && words.any(|flag| flag == "dd") {
+                if mapping.initramfs {
+                    sum.initramfs_kib += mapping.resident;
+                } else if !mapping.special && words.any(|flag| flag == "dd") {
                     sum.guest_kib += mapping.size;
                 } else {
                     sum.pss_kib += mapping.pss;
@@ -135,6 +148,7 @@ fn usage(smaps: &str) -> Usage {
                 let value = words.next().and_then(|word| word.parse().ok());
                 match (name, value) {
                     ("Size", Some(value)) => mapping.size = value,
+                    ("Rss", Some(value)) => mapping.resident = value,
                     ("Pss", Some(value)) => mapping.pss = value,
                     ("Anonymous", Some(value)) => mapping.anonymous = value,
                     _ => {}
@@ -148,7 +162,9 @@ fn usage(smaps: &str) -> Usage {
 #[derive(Debug, Default)]
 struct Mapping {
     special: bool,
+    initramfs: bool,
     size: u64,
+    resident: u64,
     pss: u64,
     anonymous: u64,
 }
@@ -171,6 +187,12 @@ Size:             131072 kB
 Pss:               40000 kB
 Anonymous:         40000 kB
 VmFlags: rd wr mr mw me ac dd nh
+7f000a000000-7f000a600000 r--s 00000000 00:1a 9                          /run/x/initramfs
+Size:               6144 kB
+Rss:                4096 kB
+Pss:                2048 kB
+Anonymous:             0 kB
+VmFlags: rd sh mr me ms dd
 7f0010000000-7f0010001000 r--p 00000000 fe:00 12                         /usr/bin/x
 Size:                  4 kB
 Pss:                   2 kB
@@ -195,6 +217,7 @@ VmFlags: rd mr pf io de dd
             pss_kib: 22,
             anonymous_kib: 20,
             guest_kib: 131_072,
+            initramfs_kib: 4096,
         };
         assert_eq!(usage(SMAPS), expected);
     }
