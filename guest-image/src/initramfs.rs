@@ -3,8 +3,9 @@
 //! Source: `Documentation/driver-api/early-userspace/buffer-format.rst` of the kernel. The archive
 //! holds `/init`, `/dev` and `/dev/console` (the kernel opens it before `/init` could mount
 //! anything) and nothing else. The content of `/init` begins a page of the archive, so that a kernel
-//! that finds the archive in read-only memory can use it where it lies (`patches/0011`). Owner, times and inode numbers are fixed, so the same agent gives the
-//! same bytes. General archives, other file types and compression are not written here.
+//! that finds the archive in read-only memory can use it where it lies (`patches/0011`). Owner,
+//! times and inode numbers are fixed, so the same agent gives the same bytes. General archives, other
+//! file types and compression are not written here.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};

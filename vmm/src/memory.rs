@@ -199,27 +199,45 @@ pub fn map_file(
 ) -> io::Result<()> {
     let length = usize::try_from(length).map_err(io::Error::other)?;
     let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
-    let slice = guest
-        .get_slice(GuestAddress(address), length)
-        .map_err(io::Error::other)?;
+    map_over(
+        guest,
+        GuestAddress(address),
+        length,
+        0,
+        file.as_raw_fd(),
+        offset,
+    )
+    .map(|_| ())
+}
+
+/// Puts another private, writable mapping in the place of part of guest memory: of `descriptor` at `offset`, or what
+/// `flags` ask for instead. Returns where it is.
+fn map_over(
+    guest: &GuestMemoryMmap<()>,
+    address: GuestAddress,
+    length: usize,
+    flags: libc::c_int,
+    descriptor: libc::c_int,
+    offset: libc::off_t,
+) -> io::Result<*mut libc::c_void> {
+    let slice = guest.get_slice(address, length).map_err(io::Error::other)?;
     let target = slice.ptr_guard_mut();
     // SAFETY: `get_slice` says that the whole range lies in one region of guest memory, which is a private mapping of
-    // ours, page aligned like `address`; replacing pages of it keeps its length and protection. Nothing holds Rust
-    // references into guest memory.
+    // ours; replacing pages of it keeps its length and protection. Nothing holds Rust references into guest memory.
     let mapped = unsafe {
         libc::mmap(
             target.as_ptr().cast(),
             length,
             libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
-            file.as_raw_fd(),
+            libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE | flags,
+            descriptor,
             offset,
         )
     };
     if mapped == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    Ok(())
+    Ok(mapped)
 }
 
 /// Gives this process memory of its own for pages of a private mapping, ahead of the writes that are going to come: one fault
@@ -256,22 +274,9 @@ pub fn own_block(
     saved: &FileMapping,
 ) -> io::Result<()> {
     let length = usize::try_from(saved.bytes()).map_err(io::Error::other)?;
-    let slice = guest.get_slice(address, length).map_err(io::Error::other)?;
-    let target = slice.ptr_guard_mut();
-    // SAFETY: `get_slice` says that the whole range lies in one region of guest memory, which is a private mapping of ours;
-    // replacing pages of it keeps its length and protection. Nothing holds Rust references into guest memory.
+    let mapped = map_over(guest, address, length, libc::MAP_ANONYMOUS, -1, 0)?;
+    // SAFETY: both are mappings of `length` bytes apart from each other, and the advice changes no contents.
     unsafe {
-        let mapped = libc::mmap(
-            target.as_ptr().cast(),
-            length,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
-            -1,
-            0,
-        );
-        if mapped == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
         // A host without huge pages has small ones.
         libc::madvise(mapped, length, libc::MADV_HUGEPAGE);
         libc::madvise(mapped, length, libc::MADV_DONTDUMP);

@@ -20,7 +20,7 @@ use crate::memory::{self, PAGE};
 use crate::virtio::GuestMemory;
 
 /// What is mapped or left out as a whole: a huge page.
-const BLOCK: u64 = 2 << 20;
+const BLOCK: u64 = HUGE_PAGE;
 /// Pages of a block that are written to by a start from which on the block is copied at once, into a huge page. A fault for
 /// each of them costs about a hundredth of that, reads of the others not counted; the price is the memory of the others.
 const BUSY_PAGES: u32 = 192;
@@ -158,8 +158,8 @@ pub fn write(
         }
     }
     for run in runs {
-        let first = run.start.next_multiple_of(HUGE_PAGE);
-        let end = run.end() / HUGE_PAGE * HUGE_PAGE;
+        let first = run.start.next_multiple_of(BLOCK);
+        let end = run.end() / BLOCK * BLOCK;
         if first < end {
             FileMapping::map(file, first, end - first)?.collapse();
         }

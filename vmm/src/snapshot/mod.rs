@@ -256,9 +256,7 @@ impl Source {
             source,
         })
     }
-}
 
-impl Source {
     /// Maps the initramfs, for a machine that was booted with one.
     ///
     /// # Errors
