@@ -366,11 +366,13 @@ impl Agent for AgentService {
         _context: &TtrpcContext,
         request: NextEventsRequest,
     ) -> Answer<NextEventsResponse> {
-        Ok(self
-            .engine
-            .events()
-            .next(request.after_sequence, request.wait_ms)
-            .await)
+        let events = self.engine.events();
+        let mut answer = events.next(request.after_sequence, request.wait_ms).await;
+        if !answer.events.is_empty() {
+            // Not of a pod whose containers are made one by one.
+            answer.status = self.pod.status().ok().into();
+        }
+        Ok(answer)
     }
 
     async fn shutdown(&self, _context: &TtrpcContext, _request: Empty) -> Answer {

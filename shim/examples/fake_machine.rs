@@ -2,7 +2,8 @@
 //! tests put it in the place of `vmpod-vmm`, so that the host's side of a pod is tested without KVM.
 //!
 //! Its name says how it behaves, because a VMM gets no environment: `machine-run` or any other as usual; it may `refuse` the
-//! configuration, `die` before the agent is ready, `restart` each container once, `linger` until it is stopped, `crash` while the pod runs.
+//! configuration, `die` before the agent is ready, `restart` each container once, `linger` until it is stopped, send
+//! things to other hosts (`outgoing`) and linger, `crash` while the pod runs.
 
 use std::os::fd::FromRawFd;
 use std::path::PathBuf;
@@ -38,6 +39,8 @@ async fn main() {
     let (reader, mut writer) = UnixStream::from_std(control).unwrap().into_split();
     let mut lines = BufReader::new(reader).lines();
     let gone = Arc::new(Notify::new());
+    // A file beside the console's that tells tests of the request to open the uplink.
+    let mut opened = PathBuf::new();
     loop {
         let line = tokio::select! {
             line = lines.next_line() => line.unwrap(),
@@ -55,6 +58,7 @@ async fn main() {
         match serde_json::from_str(&line).unwrap() {
             Request::Create(config) => {
                 config.validate().unwrap();
+                opened = config.console_log.with_file_name("uplink-opened");
                 std::fs::write(&config.console_log, "Linux version fake\nRun /init\n").unwrap();
                 if mode == "refuse" {
                     let message = "cannot open the kernel".into();
@@ -70,6 +74,15 @@ async fn main() {
                 let uds = config.vsock.unwrap().uds_path;
                 let shared = config.shares[0].path.clone();
                 start_guest(uds, shared, mode.to_owned(), Arc::clone(&gone)).await;
+                if mode == "outgoing" {
+                    let held = config.nets[0].own_network.expect("nothing is to be held");
+                    assert!(held.prefix > 0);
+                    say(&mut writer, &Message::Event(Event::UplinkWanted)).await;
+                }
+            }
+            Request::OpenUplink => {
+                std::fs::write(&opened, "").unwrap();
+                say(&mut writer, &Message::Reply(Reply::Done)).await;
             }
             Request::Stop => {
                 say(&mut writer, &Message::Reply(Reply::Done)).await;
@@ -255,7 +268,7 @@ impl Agent for Guest {
                         guest.push(m::EventKind::ROOTFS_WANTED, &container.name, 1);
                     }
                 }
-                "linger" => {}
+                "linger" | "outgoing" => {}
                 "crash" => guest.gone.notify_waiters(),
                 _ => guest.finish(m::PodPhase::SUCCEEDED),
             }

@@ -101,13 +101,29 @@ fn pod_reaches_the_network_beyond_the_host_through_nat() {
     let pod = Pod::new(
         "  terminationGracePeriodSeconds: 1\n  containers: [{name: c, image: busybox, command: [sleep, '1000']}]",
     );
+    let translates = || {
+        let listed = Command::new("nft")
+            .args(["list", "table", "ip", "vmpod"])
+            .output()
+            .expect("run nft");
+        String::from_utf8_lossy(&listed.stdout).contains("masquerade")
+    };
     pod.start();
     pod.await_phase("Running");
+    // The host tracks no connections for pods that talk to nobody else, or to each other and the host alone.
+    let gateway = pod.sh(
+        "c",
+        "ip route | sed -n 's/^default via \\([0-9.]*\\).*/\\1/p'",
+    );
+    pod.sh("c", &format!("ping -c 1 {gateway}"));
+    let before = translates();
     let outcome = pod.exec("c", &["sh", "-c", "nc 192.0.2.2 9000 < /dev/null"]);
+    let after = translates();
     let _ = listener.kill();
     let _ = listener.wait();
     run("ip netns del beyond");
     assert!(outcome.out.contains("from beyond"), "{outcome}");
+    assert_eq!((before, after), (false, true));
 }
 
 #[test]

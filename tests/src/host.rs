@@ -52,16 +52,13 @@ impl Footprint {
         for element in firewall_of_pods() {
             lines.insert(format!("firewall {element}"));
         }
-        for directory in [
-            "/run/vmpod/pods",
-            "/var/lib/vmpod/pods",
-            "/sys/fs/cgroup/vmpod",
-            "/run/netns",
-        ] {
+        for name in names("/sys/fs/cgroup") {
+            if name.starts_with("vmpod") {
+                lines.insert(format!("cgroup {name}"));
+            }
+        }
+        for directory in ["/run/vmpod/pods", "/var/lib/vmpod/pods", "/run/netns"] {
             for name in names(directory) {
-                if directory.starts_with("/sys") && !Path::new(directory).join(&name).is_dir() {
-                    continue;
-                }
                 lines.insert(format!("entry {directory}/{name}"));
             }
         }

@@ -61,6 +61,8 @@ pub const SERIAL_PORT: u16 = 0x3f8;
 pub const SERIAL_IRQ: u32 = 4;
 /// Command and status port of the keyboard controller, which a Linux guest resets the machine with.
 pub const KEYBOARD_PORT: u16 = 0x64;
+/// I/O ports that take notifications of virtio devices, four bytes for each.
+pub const NOTIFY_PORTS: u16 = 0xc000;
 /// First interrupt line for virtio devices.
 pub const FIRST_IRQ: u32 = 5;
 /// Last interrupt line: KVM's IO-APIC has 24 pins.
@@ -78,4 +80,13 @@ pub fn irq(index: usize) -> u32 {
 #[must_use]
 pub fn window(index: usize) -> u64 {
     MMIO_BASE + index as u64 * MMIO_WINDOW
+}
+
+/// I/O port that takes the notifications of the virtio device at `index`; `None` beyond the ports that there are.
+#[must_use]
+pub fn notify_port(index: usize) -> Option<u16> {
+    u16::try_from(index)
+        .ok()?
+        .checked_mul(4)?
+        .checked_add(NOTIFY_PORTS)
 }

@@ -14,5 +14,6 @@ pub mod kvm;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod page_filling;
 pub mod snapshot;
 pub mod virtio;

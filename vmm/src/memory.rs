@@ -14,6 +14,7 @@ use vm_memory::{
 
 use crate::file_mapping::FileMapping;
 use crate::layout;
+use crate::page_filling::PageFilling;
 use crate::virtio::GuestMemory;
 
 /// Pages looked at with one mincore(2).
@@ -263,26 +264,69 @@ pub fn expect_writes(
     }
 }
 
-/// Gives the machine memory of its own for a block, in a huge page where the host has one, with what `saved` holds in it.
-/// The block is as long as `saved` and lies where a huge page can.
+/// Gives this process memory of its own for `pieces` of a private mapping, each a guest-physical address and bytes, whole
+/// pages, with what `saved` holds at the same offsets. As [`expect_writes`], for a half of its instructions.
 ///
 /// # Errors
-/// The range does not lie in one region of guest memory, or mmap(2) failed.
+/// The host cannot, a piece is not in guest memory, or is longer than what is saved.
+pub fn fill_pages(
+    guest: &GuestMemoryMmap<()>,
+    pieces: &[(u64, u64)],
+    saved: &FileMapping,
+) -> io::Result<()> {
+    for region in guest.iter() {
+        let range = region.start_addr().raw_value()..region.start_addr().raw_value() + region.len();
+        let inside = || pieces.iter().filter(|(start, _)| range.contains(start));
+        if inside().next().is_none() {
+            continue;
+        }
+        let filling = PageFilling::of(region.as_ptr().cast(), region.size())?;
+        for &(start, bytes) in inside() {
+            let length = usize::try_from(bytes).map_err(io::Error::other)?;
+            let source = saved_at(saved, start, bytes)?;
+            let slice = guest
+                .get_slice(GuestAddress(start), length)
+                .map_err(io::Error::other)?;
+            let target = slice.ptr_guard_mut();
+            // SAFETY: `source` is in the mapping of `saved` for `length` bytes by the check above; `get_slice` says that the
+            // target lies in this region, and nothing holds Rust references into guest memory.
+            unsafe { filling.fill(target.as_ptr().cast(), source, length)? };
+        }
+    }
+    Ok(())
+}
+
+/// Gives the machine memory of its own for the block of `bytes` at `address`, in a huge page where the host has one, with what
+/// `saved` holds at that offset. It lies where a huge page can.
+///
+/// # Errors
+/// The range does not lie in one region of guest memory, is longer than what is saved, or mmap(2) failed.
 pub fn own_block(
     guest: &GuestMemoryMmap<()>,
     address: GuestAddress,
+    bytes: u64,
     saved: &FileMapping,
 ) -> io::Result<()> {
-    let length = usize::try_from(saved.bytes()).map_err(io::Error::other)?;
+    let length = usize::try_from(bytes).map_err(io::Error::other)?;
+    let source = saved_at(saved, address.raw_value(), bytes)?;
     let mapped = map_over(guest, address, length, libc::MAP_ANONYMOUS, -1, 0)?;
     // SAFETY: both are mappings of `length` bytes apart from each other, and the advice changes no contents.
     unsafe {
         // A host without huge pages has small ones.
         libc::madvise(mapped, length, libc::MADV_HUGEPAGE);
         libc::madvise(mapped, length, libc::MADV_DONTDUMP);
-        std::ptr::copy_nonoverlapping(saved.address().cast::<u8>(), mapped.cast(), length);
+        std::ptr::copy_nonoverlapping(source.cast::<u8>(), mapped.cast(), length);
     }
     Ok(())
+}
+
+/// Where `saved` has the `bytes` from `start` on.
+fn saved_at(saved: &FileMapping, start: u64, bytes: u64) -> io::Result<*mut libc::c_void> {
+    match start.checked_add(bytes) {
+        // Below `saved.bytes()`, which was a usize.
+        Some(end) if end <= saved.bytes() => Ok(saved.address().wrapping_byte_add(start as usize)),
+        _ => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+    }
 }
 
 /// Has core dumps leave out all of guest memory, what was mapped over it included.

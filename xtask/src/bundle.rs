@@ -96,14 +96,16 @@ fn build_with(debug: bool, kernel: Option<PathBuf>) -> Result<Bundle> {
         None => build_kernel(&root)?,
     };
 
-    build_part(debug, &target, "vmpod-agent", &["vmpod-agent"], Care::Size)?;
-    build_part(debug, &target, "vmpod-vmm", &["vmpod-vmm"], Care::Speed)?;
+    for (program, care) in [("vmpod-agent", Care::Size), ("vmpod-vmm", Care::Speed)] {
+        build_part(debug, &target, program, &[program], care, Place::Any)?;
+    }
     build_part(
         debug,
         &target,
         "vmpod-shim",
         &["vmpod", "vmpod-supervise", "containerd-shim-vmpod-v2"],
         Care::Size,
+        Place::Fixed,
     )?;
     let output = target.join(TARGET).join(profile);
 
@@ -159,6 +161,15 @@ enum Care {
     Speed,
 }
 
+/// Where a program lies in its process's memory.
+#[derive(Clone, Copy)]
+enum Place {
+    /// Somewhere else each time: for what guests and containers attack from their side.
+    Any,
+    /// Where it was linked to, as programs of Go do: nothing has to be relocated at each start, and no page copied for that.
+    Fixed,
+}
+
 /// Builds programs of a package. They are static: looking for libraries costs more than the rest of their start. With the
 /// target named, its flags reach them alone and their output has a folder of its own; build scripts and macros are shared
 /// with the other builds.
@@ -168,6 +179,7 @@ fn build_part(
     package: &str,
     programs: &[&str],
     care: Care,
+    place: Place,
 ) -> Result<()> {
     let profile = if debug { "debug" } else { "release" };
     let names = programs.join(" and ");
@@ -178,8 +190,12 @@ fn build_part(
         command.args(["--bin", program]);
     }
     command.arg("--target-dir").arg(target);
+    let flags = match place {
+        Place::Any => "-C target-feature=+crt-static",
+        Place::Fixed => "-C target-feature=+crt-static -C relocation-model=static",
+    };
     command
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env("RUSTFLAGS", flags)
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
     if !debug && matches!(care, Care::Size) {
         command.envs([

@@ -65,11 +65,29 @@ fn cache_dir_from(
         })
 }
 
-/// The cargo that runs this program, in the checkout's root.
+/// The cargo that runs this program, in the checkout's root. It is not told of this program's own package, which cargo tells
+/// to whom it runs: build scripts ask for that, and would be run again whenever this program was started in another way.
 pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(describes_package) {
+            command.env_remove(name);
+        }
+    }
     command
+}
+
+/// Whether cargo sets a variable of this name for the package that it runs ("Environment variables Cargo sets for crates").
+fn describes_package(variable: &str) -> bool {
+    [
+        "CARGO_PKG_",
+        "CARGO_MANIFEST_",
+        "CARGO_BIN_",
+        "CARGO_CRATE_",
+    ]
+    .iter()
+    .any(|prefix| variable.starts_with(prefix))
 }
 
 /// Writes beside `path` and renames, so that a reader sees the old content or the new.
@@ -87,6 +105,21 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn variables_of_a_package_are_told_from_those_of_a_build() {
+        for of_package in ["CARGO_PKG_NAME", "CARGO_MANIFEST_DIR", "CARGO_CRATE_NAME"] {
+            assert!(describes_package(of_package), "{of_package}");
+        }
+        for of_build in [
+            "CARGO_HOME",
+            "CARGO_TARGET_DIR",
+            "CARGO_PROFILE_RELEASE_LTO",
+            "PATH",
+        ] {
+            assert!(!describes_package(of_build), "{of_build}");
+        }
+    }
 
     #[test]
     fn cache_dir_with_own_variable_wins() {

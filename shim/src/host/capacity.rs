@@ -48,13 +48,18 @@ fn mebibytes(bytes: u64) -> String {
     format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 
+/// Processors that this process may use.
+#[must_use]
+pub fn host_cpus() -> u64 {
+    std::thread::available_parallelism().map_or(1, usize::from) as u64
+}
+
 impl Capacity {
     /// The host's: its processors and its memory, less a share for itself.
     #[must_use]
     pub fn of_host() -> Self {
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
-            cpu_millis: cpus as u64 * 1000,
+            cpu_millis: host_cpus() * 1000,
             memory_bytes: memory_total().saturating_sub(HOST_SHARE),
         }
     }

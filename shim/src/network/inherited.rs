@@ -185,6 +185,7 @@ impl Inherited {
                 mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
                 // Who may send what is the network's business: it made the interface.
                 sender: None,
+                own_network: None,
             })
             .collect()
     }

@@ -19,6 +19,9 @@ pub struct Lease {
     pub pod: String,
     /// Ports of the host that lead to it.
     pub host_ports: Vec<HostPort>,
+    /// Whether what it sends to others than pods and this host gets the host's address.
+    #[serde(default)]
+    pub uplink: bool,
 }
 
 fn path_of(directory: &Path, address: Ipv4Addr) -> PathBuf {
@@ -72,6 +75,22 @@ pub(super) fn write(directory: &Path, lease: &Lease) -> Result<(), NetworkError>
     )?)
 }
 
+/// Notes that what `pod` sends from `address` gets the host's address. Returns whether that is new; a lease that is not
+/// `pod`'s stays as it is.
+pub(super) fn give_uplink(
+    directory: &Path,
+    address: Ipv4Addr,
+    pod: &str,
+) -> Result<bool, NetworkError> {
+    let mut lease: Lease = durable::read_json(&path_of(directory, address))?;
+    if lease.pod != pod || lease.uplink {
+        return Ok(false);
+    }
+    lease.uplink = true;
+    write(directory, &lease)?;
+    Ok(true)
+}
+
 /// Removes the lease of `address` if it is `pod`'s.
 pub(super) fn remove(directory: &Path, address: Ipv4Addr, pod: &str) -> Result<(), NetworkError> {
     let path = path_of(directory, address);
@@ -97,6 +116,7 @@ mod tests {
             address,
             pod: pod.into(),
             host_ports: vec![],
+            uplink: false,
         }
     }
 

@@ -75,8 +75,16 @@ fn failing(what: &'static str, name: &str) -> impl FnOnce(NetlinkError) -> Netwo
     move |source| NetworkError::Link { what, name, source }
 }
 
-/// Makes the bridge with the gateway's address where it is not there. Returns whether it was made.
-pub(super) fn ensure_bridge(name: &str, subnet: Subnet, mtu: u16) -> Result<bool, NetworkError> {
+/// A bridge that is there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bridge {
+    index: u32,
+    /// Whether it was not there before.
+    pub(super) new: bool,
+}
+
+/// Makes the bridge with the gateway's address where it is not there.
+pub(super) fn ensure_bridge(name: &str, subnet: Subnet, mtu: u16) -> Result<Bridge, NetworkError> {
     let gateway = subnet.gateway();
     let [a, b, c, d] = gateway.octets();
     let bridge = Attributes::new()
@@ -97,7 +105,10 @@ pub(super) fn ensure_bridge(name: &str, subnet: Subnet, mtu: u16) -> Result<bool
         "make the link",
     )) {
         Ok(_) => {}
-        Err(error) if error.number() == Some(libc::EEXIST) => return Ok(false),
+        Err(error) if error.number() == Some(libc::EEXIST) => {
+            let index = known_index(name, "find")?;
+            return Ok(Bridge { index, new: false });
+        }
         Err(error) => return Err(failing("make", name)(error)),
     }
     // Pods have IPv4 alone: no router solicitations or duplicate detection on the bridge.
@@ -134,7 +145,7 @@ pub(super) fn ensure_bridge(name: &str, subnet: Subnet, mtu: u16) -> Result<bool
         &PathBuf::from(format!("/proc/sys/net/ipv4/conf/{name}/route_localnet")),
         "1",
     )?;
-    Ok(true)
+    Ok(Bridge { index, new: true })
 }
 
 fn known_index(name: &str, what: &'static str) -> Result<u32, NetworkError> {
@@ -150,11 +161,10 @@ fn known_index(name: &str, what: &'static str) -> Result<u32, NetworkError> {
 }
 
 /// Puts interface `name` on `bridge` and takes it into use.
-pub(super) fn attach(name: &str, bridge: &str, mtu: u16) -> Result<(), NetworkError> {
-    let bridge = known_index(bridge, "find")?;
+pub(super) fn attach(name: &str, bridge: Bridge, mtu: u16) -> Result<(), NetworkError> {
     set_optional(&ipv6_setting(name), "1");
     let port = Attributes::new()
-        .native(IFLA_MASTER, bridge)
+        .native(IFLA_MASTER, bridge.index)
         .native(IFLA_MTU, mtu.into());
     ask(about(
         RTM_SETLINK,

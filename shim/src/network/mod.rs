@@ -148,6 +148,8 @@ pub struct PodNetwork {
     pub place: Place,
     /// The tap, for the VMM to inherit; `None` when it has.
     pub tap: Option<OwnedFd>,
+    /// Whether what it sends beyond the pods' network may leave from the start.
+    pub uplink: bool,
 }
 
 /// Takes an address for pod `id`, with `ports` of the host that shall lead to it. Nothing but files is made.
@@ -175,6 +177,7 @@ pub fn lease(
             address,
             pod: id.to_owned(),
             host_ports: ports.to_vec(),
+            uplink: !ports.is_empty(),
         },
     )?;
     Ok(Place {
@@ -195,19 +198,44 @@ pub fn attach(
     journal: &mut Journal,
 ) -> Result<PodNetwork, NetworkError> {
     let _lock = locked(directory)?;
-    let new = links::ensure_bridge(BRIDGE, place.subnet, place.mtu)?;
-    apply_rules(directory, place.subnet, new)?;
+    let bridge = links::ensure_bridge(BRIDGE, place.subnet, place.mtu)?;
+    let leases = leases::leases(directory)?;
+    let uplink = leases
+        .iter()
+        .any(|lease| lease.address == place.address && lease.uplink);
+    apply_rules(directory, place.subnet, &leases, bridge.new)?;
     let name = tap_name(id);
     journal.record(&Entry::Interface { name: name.clone() })?;
     let tap = tap::open(&name).map_err(|source| NetworkError::Tap {
         name: name.clone(),
         source,
     })?;
-    links::attach(&name, BRIDGE, place.mtu)?;
+    links::attach(&name, bridge, place.mtu)?;
     Ok(PodNetwork {
         place: place.clone(),
         tap: Some(tap),
+        uplink,
     })
+}
+
+/// Has what pod `pod` sends beyond the pods' network, from now on, leave with the host's address. Pods begin without that
+/// unless they have ports of the host: translating addresses makes the host track connections, all of its own as well, which
+/// is not for pods that never talk to others. The VMM holds such frames back until then.
+///
+/// # Errors
+/// When the rules resist.
+pub fn open_uplink(directory: &Path, address: Ipv4Addr, pod: &str) -> Result<(), NetworkError> {
+    let _lock = locked(directory)?;
+    if !leases::give_uplink(directory, address, pod)? {
+        return Ok(());
+    }
+    let settings: Settings = durable::read_json(&settings_path(directory))?;
+    apply_rules(
+        directory,
+        settings.subnet,
+        &leases::leases(directory)?,
+        false,
+    )
 }
 
 /// Gives back the address of `pod` with its host ports; the last one takes bridge and rules away. An address that has
@@ -224,7 +252,8 @@ pub fn release(directory: &Path, address: Ipv4Addr, pod: &str) -> Result<(), Net
     let Ok(settings) = durable::read_json::<Settings>(&settings_path(directory)) else {
         return Ok(());
     };
-    if leases::leases(directory)?.is_empty() {
+    let leases = leases::leases(directory)?;
+    if leases.is_empty() {
         nftables::remove().map_err(NetworkError::Rules)?;
         links::remove_interface(BRIDGE)?;
         for path in [settings_path(directory), applied_path(directory)] {
@@ -232,7 +261,7 @@ pub fn release(directory: &Path, address: Ipv4Addr, pod: &str) -> Result<(), Net
         }
         return Ok(());
     }
-    apply_rules(directory, settings.subnet, false)
+    apply_rules(directory, settings.subnet, &leases, false)
 }
 
 /// Takes away leases whose pod is gone, as `alive` says, and writes the rules anew: another program may have flushed
@@ -255,7 +284,8 @@ pub fn repair(directory: &Path, alive: impl Fn(&str) -> bool) -> Result<Vec<Leas
         release(directory, lease.address, &lease.pod)?;
     }
     let _lock = locked(directory)?;
-    if leases::leases(directory)?.is_empty() {
+    let leases = leases::leases(directory)?;
+    if leases.is_empty() {
         // A kill between the settings and the first lease leaves settings alone, or a bridge without them.
         if settings_path(directory).exists() {
             nftables::remove().map_err(NetworkError::Rules)?;
@@ -264,7 +294,7 @@ pub fn repair(directory: &Path, alive: impl Fn(&str) -> bool) -> Result<Vec<Leas
             let _ = std::fs::remove_file(applied_path(directory));
         }
     } else if let Ok(settings) = durable::read_json::<Settings>(&settings_path(directory)) {
-        apply_rules(directory, settings.subnet, true)?;
+        apply_rules(directory, settings.subnet, &leases, true)?;
     }
     Ok(stale)
 }
@@ -316,9 +346,14 @@ fn settings(directory: &Path, wanted: Option<&str>) -> Result<Settings, NetworkE
     }
 }
 
-/// Writes the rules that the leases ask for, unless they are what was written last.
-fn apply_rules(directory: &Path, subnet: Subnet, force: bool) -> Result<(), NetworkError> {
-    let rules = nftables::Rules::of(subnet, &leases::leases(directory)?);
+/// Writes the rules that `leases`, which are all, ask for, unless they are what was written last.
+fn apply_rules(
+    directory: &Path,
+    subnet: Subnet,
+    leases: &[Lease],
+    force: bool,
+) -> Result<(), NetworkError> {
+    let rules = nftables::Rules::of(subnet, leases);
     let bytes = rules.bytes();
     let path = applied_path(directory);
     if !force && std::fs::read(&path).is_ok_and(|applied| applied == bytes) {

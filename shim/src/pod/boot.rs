@@ -12,7 +12,8 @@ use tokio::time::{Instant, sleep_until};
 use vmpod_agent_protocol::messages as m;
 use vmpod_agent_protocol::{AGENT_PORT, READY_PORT, SHARE_TAG};
 use vmpod_vmm_api::{
-    JailConfig, KernelConfig, MachineConfig, NetConfig, SenderConfig, ShareConfig, VsockConfig,
+    JailConfig, KernelConfig, MachineConfig, NetConfig, NetworkConfig, SenderConfig, ShareConfig,
+    VsockConfig,
 };
 
 use super::agent::{Agent, AgentError};
@@ -120,6 +121,8 @@ pub struct Card {
     pub mtu: u16,
     /// As whom the guest may send; `None`: as anybody.
     pub sender: Option<SenderConfig>,
+    /// What goes beyond this network waits until the VMM is told to let it; `None`: nothing waits.
+    pub own_network: Option<NetworkConfig>,
 }
 
 /// A machine to start, and what its agent is told first.
@@ -396,6 +399,7 @@ impl Boot<'_> {
                     mac: card.mac.clone(),
                     mtu: card.mtu,
                     sender: card.sender.clone(),
+                    own_network: card.own_network,
                 })
                 .collect(),
             blocks: vec![],

@@ -38,7 +38,7 @@ pub fn path_of(id: &str) -> Option<PathBuf> {
     hierarchy
         .join("cgroup.controllers")
         .exists()
-        .then(|| hierarchy.join("vmpod").join(id))
+        .then(|| hierarchy.join(format!("vmpod-{id}")))
 }
 
 /// Makes the cgroup at `path` with `limits`. A controller that the host does not offer is left out.
@@ -54,30 +54,13 @@ pub fn create(path: &Path, limits: Limits) -> Result<(), CgroupError> {
         }
     };
     if let Some(parent) = path.parent() {
-        if let Some(top) = parent.parent() {
-            delegate(top);
-        }
-        match fs::create_dir(parent) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(fail("make the parent of")(error));
-            }
-            _ => delegate(parent),
-        }
+        delegate(parent);
     }
-    let mut attempts = 0;
-    while let Err(error) = fs::create_dir(path) {
-        match error.kind() {
-            io::ErrorKind::AlreadyExists => break,
-            // Another pod that ended took the common parent away in between.
-            io::ErrorKind::NotFound if attempts < 10 => {
-                attempts += 1;
-                if let Some(parent) = path.parent() {
-                    let _ = fs::create_dir(parent);
-                    delegate(parent);
-                }
-            }
-            _ => return Err(fail("make")(error)),
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(fail("make")(error));
         }
+        _ => {}
     }
     let bounds = [
         ("memory.max", limits.memory_bytes.map(|n| n.to_string())),
@@ -96,11 +79,14 @@ pub fn create(path: &Path, limits: Limits) -> Result<(), CgroupError> {
     Ok(())
 }
 
-/// Lets the children of `path` use the controllers that it has itself.
+/// Lets the children of `path` use the controllers that bound pods, as far as it has them itself.
 fn delegate(path: &Path) {
-    for controller in ["+memory", "+pids", "+cpu"] {
+    let file = path.join("cgroup.subtree_control");
+    if fs::write(&file, "+memory +pids").is_err() {
         // Not every host offers each, and a hierarchy in domain mode may refuse: the bound is then absent.
-        let _ = fs::write(path.join("cgroup.subtree_control"), controller);
+        for controller in ["+memory", "+pids"] {
+            let _ = fs::write(&file, controller);
+        }
     }
 }
 
@@ -143,12 +129,6 @@ pub fn remove(path: &Path) -> Result<(), CgroupError> {
                 });
             }
         }
-    }
-    // The last pod takes the common parent with it; others keep it busy.
-    if let Some(parent) = path.parent()
-        && parent.file_name().is_some_and(|name| name == "vmpod")
-    {
-        let _ = fs::remove_dir(parent);
     }
     Ok(())
 }

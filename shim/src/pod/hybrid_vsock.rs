@@ -5,7 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustix::net::{RecvFlags, recv};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use vmpod_agent_protocol::STREAM_PORT;
@@ -196,25 +197,40 @@ pub async fn read_reply(stream: &mut UnixStream) -> Result<(), GuestConnectError
     }
 }
 
-/// Reads up to a newline, byte by byte: what follows the line belongs to somebody else. `None` at the end of the
-/// stream; a line over `bound` bytes is an error.
-async fn read_line(stream: &mut UnixStream, bound: usize) -> std::io::Result<Option<Vec<u8>>> {
+/// Reads up to a newline and no further: what follows the line belongs to somebody else, and is only looked at. `None` at the
+/// end of the stream; a line over `bound` bytes is an error.
+async fn read_line(stream: &mut UnixStream, bound: usize) -> io::Result<Option<Vec<u8>>> {
     let mut line = Vec::new();
-    let mut byte = [0];
+    let mut seen = [0; 128];
     loop {
-        if stream.read(&mut byte).await? == 0 {
-            return Ok(None);
-        }
-        if byte[0] == b'\n' {
-            return Ok(Some(line));
-        }
-        if line.len() >= bound {
-            return Err(std::io::Error::new(
-                std::io::ErrorKind::InvalidData,
+        let there = stream
+            .async_io(Interest::READABLE, || {
+                let (_, there) = recv(&*stream, &mut seen[..], RecvFlags::PEEK)?;
+                Ok(there)
+            })
+            .await?;
+        let seen = seen.get(..there).unwrap_or_default();
+        let end = seen.iter().position(|&byte| byte == b'\n');
+        let part = seen.get(..end.unwrap_or(there)).unwrap_or_default();
+        if line.len() + part.len() > bound {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
                 format!("a line is longer than {bound} bytes"),
             ));
         }
-        line.push(byte[0]);
+        line.extend_from_slice(part);
+        // It is there, so that this does not wait; and it is taken off, with the newline.
+        let mut taken = [0; 128];
+        let taken = taken
+            .get_mut(..part.len() + usize::from(end.is_some()))
+            .unwrap_or_default();
+        stream.read_exact(taken).await?;
+        if end.is_some() {
+            return Ok(Some(line));
+        }
+        if there == 0 {
+            return Ok(None);
+        }
     }
 }
 

@@ -372,6 +372,7 @@ mod tests {
                     mac: String::new(),
                     mtu: 1450,
                     sender: None,
+                    own_network: None,
                 });
             },
         ];

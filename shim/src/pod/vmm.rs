@@ -118,6 +118,17 @@ pub struct Vmm {
     messages: mpsc::Receiver<Message>,
     replies: VecDeque<Reply>,
     reason: Option<ExitReason>,
+    /// The guest sends something beyond its network, and nobody has taken note.
+    uplink_wanted: bool,
+}
+
+/// Something that a running machine does by itself.
+#[derive(Debug)]
+pub enum MachineNews {
+    /// It sends something beyond its own network, which waits for [`Vmm::open_uplink`].
+    UplinkWanted,
+    /// It has ended.
+    Ended(MachineEnd),
 }
 
 /// What a VMM is started with.
@@ -194,6 +205,7 @@ impl Vmm {
             messages,
             replies: VecDeque::new(),
             reason: None,
+            uplink_wanted: false,
         })
     }
 
@@ -259,6 +271,14 @@ impl Vmm {
             request: "touched",
             message: "it answered with something that is no list of pages".to_owned(),
         })
+    }
+
+    /// Lets the guest send beyond its own network.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub async fn open_uplink(&mut self) -> Result<(), VmmError> {
+        self.request("open_uplink", &Request::OpenUplink).await
     }
 
     /// Ends the machine.
@@ -359,6 +379,7 @@ impl Vmm {
     fn absorb(&mut self, message: Option<Message>) -> bool {
         match message {
             Some(Message::Event(Event::Exited { exit })) => self.reason = Some(exit),
+            Some(Message::Event(Event::UplinkWanted)) => self.uplink_wanted = true,
             Some(Message::Reply(reply)) => {
                 if self.replies.len() < MESSAGES {
                     self.replies.push_back(reply);
@@ -371,26 +392,46 @@ impl Vmm {
 
     /// Waits for the process to end. Cancel safe.
     pub async fn ended(&mut self) -> MachineEnd {
-        let status = loop {
-            tokio::select! {
-                // The last words come before the end of the process: they are read first.
-                biased;
-                message = self.messages.recv() => {
-                    if !self.absorb(message) {
-                        break self.child.wait().await.ok();
-                    }
+        loop {
+            if let Some(end) = self.message_or_end().await {
+                return end;
+            }
+        }
+    }
+
+    /// Waits for something to happen. Cancel safe.
+    pub async fn news(&mut self) -> MachineNews {
+        loop {
+            if std::mem::take(&mut self.uplink_wanted) {
+                return MachineNews::UplinkWanted;
+            }
+            if let Some(end) = self.message_or_end().await {
+                return MachineNews::Ended(end);
+            }
+        }
+    }
+
+    /// Takes one message in, or notes the end of the process.
+    async fn message_or_end(&mut self) -> Option<MachineEnd> {
+        let status = tokio::select! {
+            // The last words come before the end of the process: they are read first.
+            biased;
+            message = self.messages.recv() => {
+                if self.absorb(message) {
+                    return None;
                 }
-                status = self.child.wait() => {
-                    // What was said before the end is on its way still.
-                    while let Ok(true) = timeout(LAST_WORDS, self.take_message()).await {}
-                    break status.ok();
-                }
+                self.child.wait().await.ok()
+            }
+            status = self.child.wait() => {
+                // What was said before the end is on its way still.
+                while let Ok(true) = timeout(LAST_WORDS, self.take_message()).await {}
+                status.ok()
             }
         };
-        MachineEnd {
+        Some(MachineEnd {
             reason: self.reason.clone(),
             status,
-        }
+        })
     }
 
     /// Kills the process and waits for its end, at most `limit`.

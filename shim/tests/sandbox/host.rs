@@ -141,6 +141,16 @@ impl Host {
         });
     }
 
+    /// Waits until the one pod's machine was told to let out what it sends to other hosts.
+    pub fn await_open_uplink(&self) {
+        let pods = self.path("run/pods");
+        eventually("the opening of the uplink", || {
+            let pods = std::fs::read_dir(&pods).unwrap().flatten();
+            pods.map(|pod| pod.path().join("machine/uplink-opened"))
+                .any(|note| note.exists())
+        });
+    }
+
     /// Nothing of any pod is left: no process, link, rule, cgroup, directory or mount.
     pub fn assert_clean(&self, network_too: bool) {
         let run = self.path("run");

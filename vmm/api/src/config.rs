@@ -97,6 +97,21 @@ pub struct NetConfig {
     /// As whom the guest may send. Absent: as anybody, for a network whose other members know how to defend themselves.
     #[serde(default)]
     pub sender: Option<SenderConfig>,
+    /// The guest's own network. What it sends beyond that waits until [`crate::Request::OpenUplink`], and
+    /// [`crate::Event::UplinkWanted`] tells that something does: a host need not translate addresses for a guest that never
+    /// talks to others. Absent: nothing waits.
+    #[serde(default)]
+    pub own_network: Option<NetworkConfig>,
+}
+
+/// An IPv4 network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkConfig {
+    /// Any address in it.
+    pub address: Ipv4Addr,
+    /// Bits that its addresses have in common, 0 to 32.
+    pub prefix: u8,
 }
 
 /// The addresses that a guest may send as. Frames from others are dropped, and so is what is neither IPv4 nor ARP: IPv6,
@@ -226,6 +241,15 @@ impl MachineConfig {
                     "expected six hexadecimal bytes such as 02:00:00:00:00:01",
                 );
             }
+            if let Some(network) = &net.own_network
+                && network.prefix > 32
+            {
+                return fail(
+                    format!("nets[{i}].own_network.prefix"),
+                    network.prefix.to_string(),
+                    "expected 0 to 32",
+                );
+            }
             if net.mtu < 68 {
                 return fail(
                     format!("nets[{i}].mtu"),
@@ -339,6 +363,7 @@ mod tests {
             mac: "02:00:00:00:00".into(),
             mtu: 1500,
             sender: None,
+            own_network: None,
         });
         assert_eq!(m.validate().unwrap_err().field, "nets[0].mac");
         m.nets[0].mac = "02:00:00:00:00:01".into();
@@ -347,6 +372,15 @@ mod tests {
             ipv4: vec![],
         });
         assert_eq!(m.validate().unwrap_err().field, "nets[0].sender.mac");
+        m.nets[0].sender = None;
+        m.nets[0].own_network = Some(NetworkConfig {
+            address: Ipv4Addr::LOCALHOST,
+            prefix: 33,
+        });
+        assert_eq!(
+            m.validate().unwrap_err().field,
+            "nets[0].own_network.prefix"
+        );
     }
 
     #[test]

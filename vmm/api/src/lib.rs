@@ -14,7 +14,7 @@ mod touched;
 
 pub use config::{
     BlockConfig, BlockSource, ConfigError, JailConfig, KernelConfig, MachineConfig, NetConfig,
-    SenderConfig, ShareConfig, VsockConfig,
+    NetworkConfig, SenderConfig, ShareConfig, VsockConfig,
 };
 pub use exit::ExitReason;
 pub use message::{

@@ -30,6 +30,8 @@ pub enum Request {
     /// Which pages of its snapshot the machine has written to since it was saved, or went on from it. Once per machine, and
     /// only when there is no such knowledge beside the snapshot yet.
     Touched,
+    /// Let what the guest sends beyond its own network leave from now on ([`crate::NetConfig::own_network`]). Idempotent.
+    OpenUplink,
     /// End the machine and the process.
     Stop,
     /// What this machine is and how it is.
@@ -92,6 +94,8 @@ pub enum Event {
         /// Why.
         exit: ExitReason,
     },
+    /// The guest sends something beyond its own network, which waits for [`Request::OpenUplink`]. Once.
+    UplinkWanted,
 }
 
 /// Life of a machine.
@@ -178,6 +182,10 @@ mod tests {
             text,
             r#"{"event":"exited","exit":{"reason":"panic","message":"m"}}"#
         );
+        assert_eq!(serde_json::from_str::<Message>(&text).unwrap(), event);
+        let event = Message::Event(Event::UplinkWanted);
+        let text = serde_json::to_string(&event).unwrap();
+        assert_eq!(text, r#"{"event":"uplink_wanted"}"#);
         assert_eq!(serde_json::from_str::<Message>(&text).unwrap(), event);
         let reply: Message = serde_json::from_str(r#"{"reply":"done"}"#).unwrap();
         assert_eq!(reply, Message::Reply(Reply::Done));

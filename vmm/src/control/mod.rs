@@ -19,6 +19,7 @@ use self::connection::{Connection, Incoming};
 pub use self::signals::Signals;
 use crate::ending::Ending;
 use crate::machine::{BuiltMachine, CreateError, Machine};
+use crate::virtio::net::UplinkControl;
 
 /// Clients at once on a listening socket; more are turned away.
 const MAX_CLIENTS: usize = 8;
@@ -164,6 +165,7 @@ impl Control {
             if let Some(signal) = self.signals.take() {
                 return Ok(ExitReason::Terminated { signal });
             }
+            self.tell_wanted_uplinks();
             // From the last, because a closed connection is removed.
             for index in (0..self.clients.len()).rev() {
                 if ready.get(index).copied().unwrap_or(false)
@@ -187,6 +189,9 @@ impl Control {
         let mut fds: Vec<libc::pollfd> = self.clients.iter().map(|c| watched(c.fd())).collect();
         fds.push(watched(self.ending.fd()));
         fds.push(watched(self.signals.fd()));
+        fds.extend(self.uplinks().iter().map(|u| watched(u.wanted_fd())));
+        let sleeping = self.machine.as_ref().map(Machine::sleeping_kicks);
+        fds.extend(sleeping.iter().flatten().map(|&fd| watched(fd)));
         if let Some(listener) = &self.listener {
             fds.push(watched(listener.as_raw_fd()));
         }
@@ -198,11 +203,31 @@ impl Control {
                 return Err(error);
             }
         }
+        if let Some(machine) = &self.machine
+            && sleeping.is_some_and(|kicks| !kicks.is_empty())
+        {
+            let is_ready = |of| fds.iter().any(|fd| fd.fd == of && fd.revents != 0);
+            machine.wake_devices(is_ready);
+        }
         Ok(fds
             .iter()
             .take(self.clients.len())
             .map(|fd| n > 0 && fd.revents != 0)
             .collect())
+    }
+
+    fn uplinks(&self) -> &[UplinkControl] {
+        self.machine.as_ref().map_or(&[], Machine::uplinks)
+    }
+
+    fn tell_wanted_uplinks(&mut self) {
+        let wanted = self.uplinks().iter().filter(|u| u.take_wanted()).count();
+        for _ in 0..wanted {
+            for client in &mut self.clients {
+                // One that is gone is noticed by the next look at its socket.
+                let _ = client.send(&Message::Event(Event::UplinkWanted));
+            }
+        }
     }
 
     fn accept(&mut self) {
@@ -321,6 +346,10 @@ impl Control {
                 Ok(pages) => Reply::Touched { pages },
                 Err(e) => Reply::Error { message: chain(&e) },
             },
+            Request::OpenUplink => {
+                machine.uplinks().iter().for_each(UplinkControl::open);
+                Reply::Done
+            }
             Request::Info => Reply::Info(machine.info()),
             Request::Metrics => match machine.metrics() {
                 Ok(metrics) => Reply::Metrics(metrics),

@@ -104,11 +104,12 @@ pub const CONTROL: &[c_long] = &[
     SYS_recvmsg,
     SYS_lseek,
     SYS_eventfd2,
+    // Starting a device that has slept since the snapshot.
+    SYS_epoll_create1,
 ];
 
-/// Of the control thread as long as it may be asked for a snapshot: reading the page map, writing the memory, and starting
-/// the devices again.
-pub const SNAPSHOT: &[c_long] = &[SYS_pread64, SYS_pwrite64, SYS_epoll_create1];
+/// Of the control thread as long as it may be asked for a snapshot: reading the page map and writing the memory.
+pub const SNAPSHOT: &[c_long] = &[SYS_pread64, SYS_pwrite64];
 
 /// Needed by a thread to narrow itself down: its capabilities and its filter.
 pub const NARROW: &[c_long] = &[SYS_capset, SYS_seccomp];

@@ -318,18 +318,18 @@ impl Vm {
             .map_err(KvmError::ioctl("KVM_IRQFD"))
     }
 
-    /// Writes to `kick` when the guest writes the 32-bit `value` to `address`, without an exit to user space.
+    /// Writes to `kick` when the guest writes the 32-bit `value` to I/O port `port`, without an exit to user space.
     ///
     /// # Errors
     /// KVM refuses.
     pub fn attach_notification(
         &self,
         kick: &EventFd,
-        address: u64,
+        port: u16,
         value: u32,
     ) -> Result<(), KvmError> {
         self.fd
-            .register_ioevent(kick, &IoEventAddress::Mmio(address), value)
+            .register_ioevent(kick, &IoEventAddress::Pio(port.into()), value)
             .map_err(KvmError::ioctl("KVM_IOEVENTFD"))
     }
 }

@@ -50,8 +50,8 @@ impl Machine {
         }
         let index = self.windows.next_window().ok_or(AttachError::Full)?;
         let device = Blk::new(format!("blk{index}"), file, serial, read_only)?;
-        let transport = MmioTransport::new(Box::new(device), Arc::clone(&self.memory))?;
-        attach(&self.vm, &transport, index)?;
+        let mut transport = MmioTransport::new(Box::new(device), Arc::clone(&self.memory))?;
+        attach(&self.vm, &mut transport, index)?;
         self.windows.attach(index, transport);
         Ok(Attached {
             address: layout::window(index),

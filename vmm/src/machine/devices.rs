@@ -17,7 +17,7 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::{Balloon, BalloonControl};
 use crate::virtio::blk::{Blk, BlkError};
 use crate::virtio::fs::{Fs, FsError};
-use crate::virtio::net::{Net, NetError, Sender};
+use crate::virtio::net::{Net, NetError, OwnNetwork, Sender, UplinkControl};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Vsock, VsockError};
 
@@ -80,6 +80,15 @@ pub enum DeviceError {
         /// Why not.
         #[source]
         source: NetError,
+    },
+    /// The events of a card's way out.
+    #[error("device {name}: create an eventfd")]
+    Uplink {
+        /// Device name.
+        name: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
     },
     /// The socket device.
     #[error("device {name}")]
@@ -167,6 +176,8 @@ pub struct Devices {
     pub all: Vec<Box<dyn VirtioDevice>>,
     /// The balloon's handle, if there is one.
     pub balloon: Option<BalloonControl>,
+    /// Handles on the ways out of cards that are closed at first.
+    pub uplinks: Vec<UplinkControl>,
 }
 
 impl std::fmt::Debug for Devices {
@@ -220,6 +231,7 @@ pub fn build(
         .map_err(|source| DeviceError::Fs { name, source })?;
         all.push(Box::new(device));
     }
+    let mut uplinks = Vec::new();
     for (i, (net, tap)) in config.nets.iter().zip(sources.taps).enumerate() {
         let name = format!("net{i}");
         // Validated with the configuration.
@@ -231,6 +243,18 @@ pub fn build(
                 mac: sender.mac_bytes().unwrap_or_default(),
                 ipv4: sender.ipv4.clone(),
             });
+        }
+        if let Some(network) = &net.own_network {
+            let network = OwnNetwork::new(network.address, network.prefix);
+            let (held, control) =
+                device
+                    .holding_beyond(network)
+                    .map_err(|source| DeviceError::Uplink {
+                        name: format!("net{i}"),
+                        source,
+                    })?;
+            device = held;
+            uplinks.push(control);
         }
         all.push(Box::new(device));
     }
@@ -250,6 +274,7 @@ pub fn build(
     Ok(Devices {
         all,
         balloon: control,
+        uplinks,
     })
 }
 

@@ -9,6 +9,7 @@ mod saving;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -35,7 +36,8 @@ use crate::memory::{self, MemoryError};
 use crate::snapshot::memory_image::Original;
 use crate::snapshot::{RestoreError, Shape, Source, Target, WriteError};
 use crate::virtio::balloon::BalloonControl;
-use crate::virtio::mmio::{MmioBus, MmioTransport, NOTIFY_OFFSET, StateMismatch, TransportError};
+use crate::virtio::mmio::{MmioBus, MmioTransport, StateMismatch, TransportError};
+use crate::virtio::net::UplinkControl;
 use crate::virtio::{GuestMemory, worker_thread};
 
 /// The machine could not be built or started.
@@ -94,6 +96,7 @@ pub struct BuiltMachine {
     buses: Arc<Buses>,
     windows: Arc<MmioBus>,
     balloon: Option<BalloonControl>,
+    uplinks: Vec<UplinkControl>,
     beginning: Beginning,
     /// What the machine goes on from, if its changes are of interest.
     original: Option<Original>,
@@ -121,6 +124,7 @@ pub struct Machine {
     buses: Arc<Buses>,
     windows: Arc<MmioBus>,
     balloon: Option<BalloonControl>,
+    uplinks: Vec<UplinkControl>,
     memory: GuestMemory,
     /// Present until the one snapshot was taken.
     saving: Option<Saving>,
@@ -194,7 +198,7 @@ impl BuiltMachine {
             {
                 transport.restore(state)?;
             }
-            attach(&vm, &transport, index)?;
+            attach(&vm, &mut transport, index)?;
             transports.push(transport);
         }
         let windows = Arc::new(MmioBus::new(transports));
@@ -213,6 +217,7 @@ impl BuiltMachine {
             buses,
             windows,
             balloon: devices.balloon,
+            uplinks: devices.uplinks,
             beginning,
             original,
             target,
@@ -265,6 +270,7 @@ impl BuiltMachine {
             buses: self.buses,
             windows: self.windows,
             balloon: self.balloon,
+            uplinks: self.uplinks,
             memory: self.memory,
             saving,
             original: self.original,
@@ -272,7 +278,7 @@ impl BuiltMachine {
         };
         // Devices of a machine that was booted start when their drivers ask for it.
         for mut device in machine.windows.devices() {
-            device.go_on();
+            device.go_on_when_needed();
         }
         for (id, fd) in (0u8..).zip(fds) {
             // When one of them fails the machine's drop ends those before.
@@ -297,11 +303,16 @@ fn confine_worker(name: &str) {
     });
 }
 
-/// Wires a device's interrupt and notifications to KVM.
-fn attach(vm: &Vm, transport: &MmioTransport, index: usize) -> Result<(), KvmError> {
+/// Wires a device's interrupt and notifications to KVM. A driver that does not know of the port writes to the register, which
+/// ends in this process.
+fn attach(vm: &Vm, transport: &mut MmioTransport, index: usize) -> Result<(), KvmError> {
     vm.attach_irq(transport.interrupt().line(), layout::irq(index))?;
+    let Some(port) = layout::notify_port(index) else {
+        return Ok(());
+    };
+    transport.set_notify_port(port);
     for (queue, kick) in (0u32..).zip(transport.kicks()) {
-        vm.attach_notification(kick, layout::window(index) + NOTIFY_OFFSET, queue)?;
+        vm.attach_notification(kick, port, queue)?;
     }
     Ok(())
 }
@@ -317,6 +328,30 @@ impl Machine {
     /// Lets the vCPUs run again.
     pub fn resume(&self) {
         self.gate.ask(Wanted::Run);
+    }
+
+    /// The ways out that are closed until somebody opens them.
+    #[must_use]
+    pub fn uplinks(&self) -> &[UplinkControl] {
+        &self.uplinks
+    }
+
+    /// Notifications that devices wait for whose workers have not started, to be followed by [`Self::wake_devices`].
+    #[must_use]
+    pub fn sleeping_kicks(&self) -> Vec<RawFd> {
+        let devices = self.windows.devices();
+        devices
+            .flat_map(|device| device.sleeping_kicks().collect::<Vec<_>>())
+            .collect()
+    }
+
+    /// Starts the workers of devices that their drivers have notified.
+    pub fn wake_devices(&self, notified: impl Fn(RawFd) -> bool) {
+        for mut device in self.windows.devices() {
+            if device.sleeping_kicks().any(&notified) {
+                device.wake();
+            }
+        }
     }
 
     fn kick(&self) {

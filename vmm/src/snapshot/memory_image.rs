@@ -21,9 +21,10 @@ use crate::virtio::GuestMemory;
 
 /// What is mapped or left out as a whole: a huge page.
 const BLOCK: u64 = HUGE_PAGE;
-/// Pages of a block that are written to by a start from which on the block is copied at once, into a huge page. A fault for
-/// each of them costs about a hundredth of that, reads of the others not counted; the price is the memory of the others.
-const BUSY_PAGES: u32 = 192;
+/// Pages of a block that are written to by a start from which on the block is copied at once, into a huge page. Filling one and
+/// the guest's fault for it cost about a hundredth of that, and so does a fault for each page that is read; the price is the
+/// memory of the others.
+const BUSY_PAGES: u32 = 112;
 /// Bytes written at once.
 const CHUNK: usize = 256 << 10;
 /// Entries of the page map read at once.
@@ -250,25 +251,50 @@ impl Original {
 /// not memory of the machine is passed over: it is a hint, and a host that does not take it is slower, no more.
 ///
 /// # Errors
-/// A block was to be copied and could not be: the memory is of no use then.
+/// The file cannot be mapped once more, or a block was to be copied and could not be: the memory is of no use then.
 pub fn expect_writes(
     guest: &GuestMemoryMmap<()>,
     pages: &TouchedPages,
     runs: &[Run],
     file: &File,
 ) -> io::Result<()> {
-    for at in busy_blocks(pages, runs) {
-        let saved = FileMapping::map(file, at, BLOCK)?;
-        memory::own_block(guest, GuestAddress(at), &saved)?;
+    let busy = busy_blocks(pages, runs);
+    let saved = FileMapping::map(file, 0, runs.last().map_or(0, Run::end))?;
+    for &at in &busy {
+        memory::own_block(guest, GuestAddress(at), BLOCK, &saved)?;
     }
-    for (first, count) in pages.runs() {
-        let start = GuestAddress(u64::from(first) * PAGE);
-        // Pages of blocks that were copied are there already.
-        if memory::expect_writes(guest, start, u64::from(count) * PAGE).is_err() {
+    let rest = pieces(pages, runs, &busy);
+    if memory::fill_pages(guest, &rest, &saved).is_ok() {
+        return Ok(());
+    }
+    // A host without userfaultfd(2), or a file that is not in memory. Pages that are there by now stay.
+    for (start, bytes) in rest {
+        if memory::expect_writes(guest, GuestAddress(start), bytes).is_err() {
             break;
         }
     }
     Ok(())
+}
+
+/// Addresses and bytes of those of `pages` that lie in `runs` and in none of the `busy` blocks.
+fn pieces(pages: &TouchedPages, runs: &[Run], busy: &[u64]) -> Vec<(u64, u64)> {
+    let mut pieces: Vec<(u64, u64)> = Vec::new();
+    let all = pages
+        .runs()
+        .flat_map(|(first, count)| first..first.saturating_add(count));
+    for at in all.map(|page| u64::from(page) * PAGE) {
+        let saved = runs.iter().any(|run| run.start <= at && at < run.end());
+        if !saved || busy.contains(&(at / BLOCK * BLOCK)) {
+            continue;
+        }
+        match pieces.last_mut() {
+            Some((start, bytes)) if *start + *bytes == at && !at.is_multiple_of(BLOCK) => {
+                *bytes += PAGE;
+            }
+            _ => pieces.push((at, PAGE)),
+        }
+    }
+    pieces
 }
 
 /// The blocks of the saved memory in which so many pages are written to that one huge page costs less than all of theirs.
@@ -356,17 +382,23 @@ mod tests {
 
     #[test]
     fn pages_written_since_are_told_and_can_be_made_own_ahead() {
+        // On a disk, where faults do it, and in memory, where they are filled.
+        for file in [tempfile::tempfile(), tempfile::tempfile_in("/dev/shm")] {
+            learn_and_expect(&file.unwrap());
+        }
+    }
+
+    fn learn_and_expect(file: &File) {
         let from = guest();
         for at in [0x1000, 0x5000, 0x6000, 0x240_0000] {
             write_at(&from, at, 1);
         }
         let pages = find_pages(&from, &page_map().unwrap()).unwrap();
         let runs = blocks(&from, &pages, 100);
-        let file = tempfile::tempfile().unwrap();
-        write(&from, &pages, &runs, &file).unwrap();
+        write(&from, &pages, &runs, file).unwrap();
         let to = guest();
-        map(&to, &runs, &file).unwrap();
-        let original = Original::map(64, &runs, &file).unwrap();
+        map(&to, &runs, file).unwrap();
+        let original = Original::map(64, &runs, file).unwrap();
         assert_eq!(original.changed(&to).unwrap(), TouchedPages::default());
         // Written to but as before, written to in two ways, and not of the file.
         for (at, value) in [
@@ -391,10 +423,10 @@ mod tests {
             u64::from_le_bytes(entry) & (PRESENT | 1 << 61) == PRESENT
         };
         let next = guest();
-        map(&next, &runs, &file).unwrap();
+        map(&next, &runs, file).unwrap();
         let mut told = changed;
         told.push(1 << 30);
-        expect_writes(&next, &told, &runs, &file).unwrap();
+        expect_writes(&next, &told, &runs, file).unwrap();
         assert_eq!(
             [1, 5, 6, 7, 0x2403].map(|page| own(&next, page)),
             [false, true, true, false, true]

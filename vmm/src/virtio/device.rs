@@ -157,6 +157,12 @@ pub trait VirtioDevice: Send {
         false
     }
 
+    /// Whether it does nothing by itself before its driver notifies it, so that a machine that goes on from a snapshot may
+    /// start its workers then: a thread, with its filter, is a fortieth of such a start.
+    fn waits_for_driver(&self) -> bool {
+        false
+    }
+
     /// Starts the device's workers.
     ///
     /// # Errors

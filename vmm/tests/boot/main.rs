@@ -168,6 +168,7 @@ fn machine_with_devices_boots_and_its_drivers_start_them() {
         mac: "02:00:00:00:00:01".into(),
         mtu: 1500,
         sender: None,
+        own_network: None,
     });
     config.balloon = true;
     config.blocks.push(block(vmm.dir.path()));
@@ -326,6 +327,7 @@ fn machine_with_a_descriptor_that_is_no_tap_is_refused() {
         mac: "02:00:00:00:00:01".into(),
         mtu: 1500,
         sender: None,
+        own_network: None,
     });
     let Reply::Error { message } = vmm.request(&Request::Create(Box::new(config))) else {
         panic!("accepted");

@@ -130,6 +130,7 @@ impl VmmProcess {
             mac: "02:00:00:00:00:01".into(),
             mtu: 1500,
             sender: None,
+            own_network: None,
         });
         config.balloon = true;
         config.jail = Some(JailConfig {
@@ -198,7 +199,7 @@ impl VmmProcess {
     pub fn exited(&mut self) -> ExitReason {
         match self.receive() {
             Message::Event(Event::Exited { exit }) => exit,
-            Message::Reply(reply) => panic!("a reply instead of an event: {reply:?}"),
+            other => panic!("not the event of the end: {other:?}"),
         }
     }
 

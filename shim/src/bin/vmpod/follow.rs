@@ -45,6 +45,8 @@ pub struct Follower {
     style: Style,
     width: usize,
     colours: bool,
+    /// Whether what else is known of the pod is of interest, as its end is to who has no other word of it.
+    status_too: bool,
 }
 
 impl Follower {
@@ -65,7 +67,15 @@ impl Follower {
             style,
             width: containers.iter().map(String::len).max().unwrap_or(0),
             colours: io::stdout().is_terminal(),
+            status_too: true,
         }
+    }
+
+    /// Leaves changes of the pod's status out of what wakes.
+    #[must_use]
+    pub fn of_logs_alone(mut self) -> Self {
+        self.status_too = false;
+        self
     }
 
     /// Leaves out attempts of `container` before `attempt`.
@@ -164,7 +174,11 @@ impl Follower {
     }
 
     fn directories(&self) -> Vec<PathBuf> {
-        let mut directories = vec![self.paths.run.clone(), self.paths.logs()];
+        // Logs are made when the first container is, below what is there from the start.
+        let mut directories = vec![self.paths.state.clone(), self.paths.logs()];
+        if self.status_too {
+            directories.push(self.paths.run.clone());
+        }
         directories.extend(
             self.sources
                 .iter()

@@ -56,6 +56,23 @@ impl<'a> Fetcher<'a> {
     }
 }
 
+/// Has names of hosts looked up in files and DNS alone, in a static program: whatever else /etc/nsswitch.conf may name are
+/// libraries of the host's C library, which need not be the one that is in here.
+fn look_up_by_files_and_dns() {
+    #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
+    {
+        unsafe extern "C" {
+            // nss.h of the GNU C library.
+            fn __nss_configure_lookup(
+                database: *const std::ffi::c_char,
+                services: *const std::ffi::c_char,
+            ) -> std::ffi::c_int;
+        }
+        // SAFETY: both texts end in NUL and live for ever; no other thread looks names up meanwhile.
+        unsafe { __nss_configure_lookup(c"hosts".as_ptr(), c"files dns".as_ptr()) };
+    }
+}
+
 fn pull_one(
     store: &Store,
     reference: &Reference,
@@ -73,6 +90,7 @@ fn pull_one(
         ..PullOptions::configured(Path::new(REGISTRIES_PATH))?
     };
     let runtime = guest::runtime()?;
+    look_up_by_files_and_dns();
     Ok(runtime.block_on(store.pull(reference, &options, progress))?)
 }
 

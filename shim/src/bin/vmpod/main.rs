@@ -29,7 +29,7 @@ mod update;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use vmpod_shim::diagnostics;
 use vmpod_shim::manifest::Problems;
 use vmpod_shim::pod::journal::chain;
@@ -44,7 +44,7 @@ const OWN_ERROR: u8 = 125;
 const INVALID_INPUT: u8 = 2;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = parse();
     diagnostics::start(match cli.verbose {
         0 => diagnostics::WARNINGS,
         1 => tracing::Level::INFO,
@@ -71,29 +71,22 @@ fn main() -> ExitCode {
     }
 }
 
+/// The command line. The tree of all commands is left to the end of the process: taking it apart costs a start more than
+/// parsing does.
+fn parse() -> Cli {
+    let mut command = std::mem::ManuallyDrop::new(Cli::command());
+    let parsed = command
+        .try_get_matches_from_mut(std::env::args_os())
+        .and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches));
+    parsed.unwrap_or_else(|error| error.format(&mut command).exit())
+}
+
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause
             .downcast_ref::<std::io::Error>()
             .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
     }) && error.downcast_ref::<std::io::Error>().is_some()
-}
-
-/// Has names of hosts looked up in files and DNS alone, in a static program: whatever else /etc/nsswitch.conf may name are
-/// libraries of the host's C library, which need not be the one that is in here.
-fn look_up_by_files_and_dns() {
-    #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
-    {
-        unsafe extern "C" {
-            // nss.h of the GNU C library.
-            fn __nss_configure_lookup(
-                database: *const std::ffi::c_char,
-                services: *const std::ffi::c_char,
-            ) -> std::ffi::c_int;
-        }
-        // SAFETY: both texts end in NUL and live for ever; there is one thread still.
-        unsafe { __nss_configure_lookup(c"hosts".as_ptr(), c"files dns".as_ptr()) };
-    }
 }
 
 fn dispatch(command: Command, roots: Roots) -> anyhow::Result<u8> {
@@ -106,12 +99,6 @@ fn dispatch(command: Command, roots: Roots) -> anyhow::Result<u8> {
         _ => {}
     }
     roots.create()?;
-    if matches!(
-        command,
-        Command::Run(_) | Command::Pull(_) | Command::Debug(_)
-    ) {
-        look_up_by_files_and_dns();
-    }
     match command {
         Command::Run(arguments) => run::run(&roots, &arguments),
         Command::Serve(arguments) => serve::serve(&roots, &arguments),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use vmpod_shim::host::bundle::Bundle;
-use vmpod_shim::host::capacity::Capacity;
+use vmpod_shim::host::capacity::{Capacity, host_cpus};
 use vmpod_shim::images::Store;
 use vmpod_shim::manifest::plan::{PodPlan, PullPolicy};
 use vmpod_shim::manifest::source::MANIFEST_BYTES;
@@ -155,15 +155,20 @@ fn foreground(
             names: true,
             timestamps: false,
         },
-    );
+    )
+    .of_logs_alone();
     let mut wakeup = Wakeup::new();
     let identity = i32::try_from(supervisor.pid())
         .ok()
         .and_then(ProcessIdentity::of);
     let mut asked = false;
+    // Before that there is no output to look for, and much that changes in the pod's directory.
+    let mut started = false;
     let outcome = loop {
-        let fresh = wakeup.watch(&follower);
-        follower.show()?;
+        let fresh = started && wakeup.watch(&follower);
+        if started {
+            follower.show()?;
+        }
         if signals.take().is_some() {
             if let Some(identity) = &identity {
                 if asked {
@@ -180,7 +185,10 @@ fn foreground(
             asked = true;
         }
         match supervisor.poll_report()? {
-            Some(Some(Report::Started)) => continue,
+            Some(Some(Report::Started)) => {
+                started = true;
+                continue;
+            }
             Some(report) => break report,
             None => {}
         }
@@ -367,7 +375,7 @@ fn all_problems(objects: &Objects, problems: Vec<Problem>, file: &str) -> Proble
 /// What plans take from this host.
 pub fn host_facts() -> HostFacts {
     HostFacts {
-        cpus: Capacity::of_host().cpu_millis / 1000,
+        cpus: host_cpus(),
         node_name: nix::sys::utsname::uname()
             .map(|names| names.nodename().to_string_lossy().into_owned())
             .unwrap_or_default(),

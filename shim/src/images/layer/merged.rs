@@ -79,6 +79,7 @@ impl MergedView {
             let path = beneath::join(prefix);
             let mut next = Vec::new();
             found = None;
+            let lowest = candidates.last().copied();
             for index in candidates {
                 let Some(layer) = self.layers.get(index) else {
                     continue;
@@ -105,7 +106,8 @@ impl MergedView {
                     break;
                 }
                 next.push(index);
-                if beneath::is_opaque(object.as_fd()) {
+                // What is below the lowest is not asked about.
+                if lowest != Some(index) && beneath::is_opaque(object.as_fd()) {
                     break;
                 }
             }

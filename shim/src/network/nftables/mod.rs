@@ -20,8 +20,8 @@
 //!     oifname "vmpod0" accept
 //! ```
 //!
-//! Without ports of the host there are only the rules that all pods need: those of `guard` and `forward`, and the first of
-//! `postrouting`.
+//! Without ports of the host there are only the rules that all pods need, those of `guard` and `forward`; and the first of
+//! `postrouting` once a pod sends something beyond the pods' network, because it makes the host track connections.
 //!
 //! The kernel is told by netlink, in one transaction. The program `nft` would do, and takes as many instructions as the
 //! rest of a pod's network; it is what tests compare with.
@@ -114,9 +114,14 @@ impl Rules {
         ];
         let (any, one) = elements(leases);
         let mut rules = rules(subnet);
-        if any.is_empty() && one.is_empty() {
-            rules.retain(|(purpose, ..)| *purpose == For::Pods);
-        } else {
+        let ports = !(any.is_empty() && one.is_empty());
+        let uplink = leases.iter().any(|lease| lease.uplink);
+        rules.retain(|(purpose, ..)| match purpose {
+            For::Pods => true,
+            For::Uplinks => uplink,
+            For::HostPorts => ports,
+        });
+        if ports {
             for (map, elements) in [(PORTS, any), (ADDRESS_PORTS, one)] {
                 steps.push(map.message(TABLE));
                 steps.extend(map.elements(TABLE, &elements));
@@ -199,6 +204,8 @@ fn elements(leases: &[Lease]) -> (Vec<Element>, Vec<Element>) {
 enum For {
     /// All pods.
     Pods,
+    /// Those that send beyond the pods' network.
+    Uplinks,
     /// Those with ports of the host: without one, the rule is left out.
     HostPorts,
 }
@@ -248,7 +255,7 @@ fn rules(subnet: Subnet) -> Vec<(For, &'static str, Vec<Step>)> {
         (For::HostPorts, "output", redirect_at_address),
         (For::HostPorts, "output", redirect),
         (
-            For::Pods,
+            For::Uplinks,
             "postrouting",
             vec![
                 from_pod.clone(),

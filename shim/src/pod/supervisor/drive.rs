@@ -6,7 +6,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use vmpod_agent_protocol::messages as m;
-use vmpod_vmm_api::SenderConfig;
+use vmpod_vmm_api::{NetworkConfig, SenderConfig};
 
 use super::containers::Containers;
 use super::ephemeral::Ephemeral;
@@ -14,7 +14,7 @@ use super::handover::{Report, Reporter};
 use super::resources::Resources;
 use super::setup::Prepared;
 use super::{Pod, StartError, disks, requests};
-use crate::network::PodNetwork;
+use crate::network::{self, PodNetwork};
 use crate::pod::agent::{Agent, AgentError};
 use crate::pod::boot::{self, Boot, CARD_MAC, Card};
 use crate::pod::clock;
@@ -23,7 +23,7 @@ use crate::pod::lesson::Lesson;
 use crate::pod::record::VolumeSource;
 use crate::pod::status::bounded;
 use crate::pod::tree::disk_usage;
-use crate::pod::vmm::Vmm;
+use crate::pod::vmm::{MachineNews, Vmm};
 
 /// Longest wait of one call for events.
 const EVENT_WAIT: Duration = Duration::from_secs(25);
@@ -189,6 +189,10 @@ fn card(network: &mut PodNetwork) -> Option<Card> {
             mac: network.place.mac(),
             ipv4: vec![network.place.address],
         }),
+        own_network: (!network.uplink).then(|| NetworkConfig {
+            address: network.place.subnet.address(),
+            prefix: network.place.subnet.prefix(),
+        }),
     })
 }
 
@@ -242,10 +246,17 @@ async fn watch(
                     break lost_agent(pod, vmm, &why).await;
                 }
             },
-            end = vmm.ended() => {
-                let message = format!("the pod's machine ended by itself: {end}{}", pod.console_tail());
-                break End::Broken("MachineFailed", message);
-            }
+            news = vmm.news() => match news {
+                MachineNews::UplinkWanted => {
+                    if let Err(message) = open_uplink(pod, vmm).await {
+                        break End::Broken("NetworkFailed", message);
+                    }
+                }
+                MachineNews::Ended(end) => {
+                    let message = format!("the pod's machine ended by itself: {end}{}", pod.console_tail());
+                    break End::Broken("MachineFailed", message);
+                }
+            },
             _ = interrupt.recv() => {
                 break End::Broken("Killed", "the pod's machine was killed on request".to_owned());
             }
@@ -276,6 +287,22 @@ async fn watch(
     };
     poll.abort();
     end
+}
+
+/// Makes the way from the pod to others than pods and this host, now that it wants to use it.
+async fn open_uplink(pod: &Pod, vmm: &mut Vmm) -> Result<(), String> {
+    let Some(place) = &pod.record.network else {
+        return Ok(());
+    };
+    let failed = |error: &dyn std::error::Error| {
+        format!(
+            "the pod cannot send beyond the pods' network, which it tried: {}",
+            chain(error)
+        )
+    };
+    network::open_uplink(&pod.roots.network(), place.address, &pod.record.id)
+        .map_err(|error| failed(&error))?;
+    vmm.open_uplink().await.map_err(|error| failed(&error))
 }
 
 /// Asks the agent to end the pod. Returns when it must have ended.
@@ -328,7 +355,11 @@ async fn take_events(
     for event in &batch.events {
         containers.take(pod, agent, event).await;
     }
-    match agent.get_pod_status(&m::Empty::new()).await {
+    let told = match batch.status.into_option() {
+        Some(told) => Ok(told),
+        None => agent.get_pod_status(&m::Empty::new()).await,
+    };
+    match told {
         Ok(told) => {
             let before = pod.status.phase;
             pod.status.update(&told, clock::now_ns());

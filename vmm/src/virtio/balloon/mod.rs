@@ -202,6 +202,10 @@ impl VirtioDevice for Balloon {
             .store(u32::from_le_bytes(actual), Ordering::Relaxed);
     }
 
+    fn waits_for_driver(&self) -> bool {
+        true
+    }
+
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let Activation {
             memory,

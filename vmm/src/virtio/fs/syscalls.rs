@@ -13,6 +13,9 @@ pub const SYSCALLS: &[libc::c_long] = &[
     libc::SYS_capget,
     // Waiting for the driver and telling it.
     libc::SYS_poll,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_wait,
     libc::SYS_read,
     libc::SYS_write,
     // The user who creates a file.

@@ -11,7 +11,7 @@ use super::fuse::{InHeader, OutHeader, WriteIn, opcode};
 use super::server::{Answer, Errno, Request, Server, ServerThread};
 use crate::virtio::chain::{ChainParts, copy_in, copy_out, total_len};
 use crate::virtio::ring::Ring;
-use crate::virtio::wakeup::{Wakeup, wait};
+use crate::virtio::wakeup::{Waiter, Wakeup};
 use crate::virtio::{ActiveQueue, DeviceCounters, GuestMemory, Interrupt, StoppedQueue};
 
 /// Longest request that is not WRITE, in bytes: an extended attribute of 64 KiB with its name, or as many FORGETs.
@@ -51,7 +51,7 @@ impl Worker {
             }
         };
         let _ = ready.send(Ok(()));
-        let kick = self.queue.kick.try_clone();
+        let waiter = Waiter::new(&self.queue.kick, stop);
         let mut ring = Ring::new(
             self.queue,
             &memory,
@@ -67,8 +67,8 @@ impl Worker {
         };
         // Requests may have been there before: after a restore nobody notifies again.
         session.serve_ring(&mut ring);
-        if let Ok(kick) = kick {
-            while let Ok(Wakeup::Kicked) = wait(&kick, stop) {
+        if let Ok(waiter) = waiter {
+            while let Ok(Wakeup::Kicked) = waiter.wait() {
                 DeviceCounters::add(&self.counters.notifications, 1);
                 session.serve_ring(&mut ring);
             }

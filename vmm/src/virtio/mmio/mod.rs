@@ -25,9 +25,6 @@ use self::registers::{offset, status};
 pub use self::saved::{StateMismatch, TransportState};
 use super::{Activation, ActiveQueue, GuestMemory, Interrupt, InterruptKind, VirtioDevice};
 
-/// Offset of the register that a driver notifies queues with; the value written is the queue's index.
-pub const NOTIFY_OFFSET: u64 = offset::QUEUE_NOTIFY;
-
 /// A device could not be put behind a transport.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
@@ -71,6 +68,8 @@ pub struct MmioTransport {
     paused: bool,
     /// A failed activation has been reported.
     complained: bool,
+    /// I/O port that takes notifications as well; 0: none.
+    notify_port: u16,
 }
 
 impl std::fmt::Debug for MmioTransport {
@@ -119,7 +118,13 @@ impl MmioTransport {
             active: false,
             paused: false,
             complained: false,
+            notify_port: 0,
         })
+    }
+
+    /// Has the driver told of an I/O port that takes notifications.
+    pub fn set_notify_port(&mut self, port: u16) {
+        self.notify_port = port;
     }
 
     /// The device.
@@ -181,6 +186,7 @@ impl MmioTransport {
             offset::STATUS => self.status,
             // No device here has shared memory: length and base of a region that does not exist are all ones.
             offset::SHM_LEN_LOW..=offset::SHM_BASE_HIGH => u32::MAX,
+            offset::NOTIFY_PORT => u32::from(self.notify_port),
             offset::CONFIG_GENERATION => self.interrupt.generation(),
             _ => 0,
         }

@@ -37,6 +37,10 @@ pub mod offset {
     /// First and last register of the selected shared memory region.
     pub const SHM_LEN_LOW: u64 = 0x0b0;
     pub const SHM_BASE_HIGH: u64 = 0x0bc;
+    /// Not of the standard, and told by the vendor: the I/O port that takes notifications as [`QUEUE_NOTIFY`] does, 0 when
+    /// there is none. An exit for a port tells all that the host has to know; one for this page has it decode an
+    /// instruction (`guest-image/patches/0014`).
+    pub const NOTIFY_PORT: u64 = 0x0d0;
     pub const CONFIG_GENERATION: u64 = 0x0fc;
     /// The device's configuration space begins here.
     pub const CONFIG: u64 = 0x100;

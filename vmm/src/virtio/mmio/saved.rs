@@ -4,6 +4,8 @@
 //! [`MmioTransport::restore`] on a fresh transport and then [`MmioTransport::go_on`]. States are checked as what a guest
 //! writes is. Called by the control thread while no vCPU runs.
 
+use std::os::fd::{AsRawFd, RawFd};
+
 use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::GuestMemoryMmap;
 
@@ -123,12 +125,32 @@ impl MmioTransport {
     /// Starts the workers of a paused or restored device, and repeats an interrupt that the driver has not acknowledged:
     /// its edge may have been lost between the machine that was saved and this one. One too many does no harm.
     pub fn go_on(&mut self) {
-        if std::mem::take(&mut self.paused) {
-            self.activate();
-        }
+        self.wake();
         if self.interrupt.status() != 0 {
             // Adding 1 to an eventfd that is far from full cannot fail.
             let _ = self.interrupt.line().write(1);
+        }
+    }
+
+    /// The same, but leaves the workers of a device that waits for its driver to [`Self::wake`], which is to be called when
+    /// one of [`Self::sleeping_kicks`] becomes readable.
+    pub fn go_on_when_needed(&mut self) {
+        if !(self.paused && self.device.waits_for_driver()) {
+            self.go_on();
+        }
+    }
+
+    /// What tells that the workers of a device are needed which have not started; nothing for all others.
+    pub fn sleeping_kicks(&self) -> impl Iterator<Item = RawFd> {
+        let sleeps = self.paused && self.device.waits_for_driver();
+        let kicks = if sleeps { self.kicks() } else { &[] };
+        kicks.iter().map(AsRawFd::as_raw_fd)
+    }
+
+    /// Starts the workers if they stand still.
+    pub fn wake(&mut self) {
+        if std::mem::take(&mut self.paused) {
+            self.activate();
         }
     }
 }

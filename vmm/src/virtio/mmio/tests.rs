@@ -30,6 +30,7 @@ struct FakeDevice {
     seen: Arc<Seen>,
     held: Vec<ActiveQueue>,
     interrupt: Option<Arc<dyn Interrupt>>,
+    waits: bool,
 }
 
 impl VirtioDevice for FakeDevice {
@@ -51,6 +52,10 @@ impl VirtioDevice for FakeDevice {
 
     fn changes_config(&self) -> bool {
         true
+    }
+
+    fn waits_for_driver(&self) -> bool {
+        self.waits
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -114,12 +119,18 @@ impl VirtioDevice for FakeDevice {
 }
 
 fn transport() -> (MmioTransport, Arc<Seen>) {
+    transport_that(false)
+}
+
+/// With a device that waits for its driver's notification, or does not.
+fn transport_that(waits: bool) -> (MmioTransport, Arc<Seen>) {
     let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap());
     let seen = Arc::new(Seen::default());
     let device = FakeDevice {
         seen: Arc::clone(&seen),
         held: Vec::new(),
         interrupt: None,
+        waits,
     };
     (MmioTransport::new(Box::new(device), memory).unwrap(), seen)
 }
@@ -438,6 +449,41 @@ fn transport_restored_reads_as_the_saved_one_and_activates_once() {
         t.state()
     });
     assert_eq!(t.state().queues[0].next_avail, 5);
+}
+
+#[test]
+fn device_that_waits_for_its_driver_sleeps_until_it_is_notified_or_reset() {
+    let (mut saved, _) = active();
+    saved.pause();
+    let state = saved.state();
+    for (waits, woken) in [(false, 1), (true, 0)] {
+        let (mut t, seen) = transport_that(waits);
+        t.restore(&state).unwrap();
+        t.go_on_when_needed();
+        let count = || seen.activations.lock().unwrap().len();
+        assert_eq!(count(), woken);
+        assert_eq!(t.sleeping_kicks().count(), if waits { 2 } else { 0 });
+        t.wake();
+        t.wake();
+        assert_eq!(count(), 1);
+        assert_eq!(t.sleeping_kicks().count(), 0);
+    }
+    let (mut t, seen) = transport_that(true);
+    t.restore(&state).unwrap();
+    t.go_on_when_needed();
+    write(&mut t, offset::STATUS, 0);
+    assert_eq!(t.sleeping_kicks().count(), 0);
+    t.wake();
+    assert!(seen.activations.lock().unwrap().is_empty());
+}
+
+#[test]
+fn port_for_notifications_is_told_where_there_is_one() {
+    let (mut t, _) = transport();
+    assert_eq!(read(&t, offset::NOTIFY_PORT), 0);
+    t.set_notify_port(layout::notify_port(3).unwrap());
+    assert_eq!(read(&t, offset::NOTIFY_PORT), 0xc00c);
+    assert_eq!(layout::notify_port(usize::MAX), None);
 }
 
 #[test]

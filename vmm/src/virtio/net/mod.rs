@@ -15,6 +15,8 @@ use self::request::Receiving;
 pub use self::sender::Sender;
 use self::tap::Tap;
 pub use self::tap::Wire;
+use self::uplink::Uplink;
+pub use self::uplink::{OwnNetwork, UplinkControl};
 use self::worker::Worker;
 use super::device::{ActivateError, Activation, DeviceCounters, StoppedQueue, VirtioDevice};
 use super::ring::{Ring, take_queue};
@@ -24,6 +26,7 @@ mod request;
 mod sender;
 pub mod spec;
 mod tap;
+mod uplink;
 mod worker;
 
 #[cfg(test)]
@@ -56,6 +59,8 @@ pub struct Net {
     features: u64,
     /// Absent when the guest may send as anybody.
     sender: Option<Arc<Sender>>,
+    /// Absent when nothing waits for the way out.
+    uplink: Option<Uplink>,
     counters: Arc<DeviceCounters>,
     /// Absent while active.
     wire: Option<Box<dyn Wire>>,
@@ -87,6 +92,16 @@ impl Net {
     pub fn only_as(mut self, sender: Sender) -> Self {
         self.sender = Some(Arc::new(sender));
         self
+    }
+
+    /// Holds what goes beyond `network` until the control opens the way.
+    ///
+    /// # Errors
+    /// No descriptor can be had.
+    pub fn holding_beyond(mut self, network: OwnNetwork) -> io::Result<(Self, UplinkControl)> {
+        let (uplink, control) = Uplink::closed(network)?;
+        self.uplink = Some(uplink);
+        Ok((self, control))
     }
 
     /// A card on anything that keeps packet borders.
@@ -125,6 +140,7 @@ impl Net {
             mtu,
             features,
             sender: None,
+            uplink: None,
             counters: Arc::default(),
             wire: Some(wire),
             worker: None,
@@ -193,6 +209,7 @@ impl VirtioDevice for Net {
 
         let receiving = self.receiving(features);
         let sender = self.sender.clone();
+        let uplink = self.uplink.clone();
         let counters = Arc::clone(&self.counters);
         let (give, given) = mpsc::channel();
         // The wire goes to the thread only once it exists, so that a failure leaves it here.
@@ -212,6 +229,7 @@ impl VirtioDevice for Net {
                 tx: ring(tx),
                 receiving,
                 sender,
+                uplink,
                 counters: Arc::clone(&counters),
                 epoll,
             };

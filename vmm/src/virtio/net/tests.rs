@@ -58,6 +58,13 @@ impl Guest {
     }
 
     fn as_sender(features: u64, ring: u16, sender: Option<Sender>) -> Self {
+        Self::with(features, ring, |device| match sender {
+            Some(sender) => device.only_as(sender),
+            None => device,
+        })
+    }
+
+    fn with(features: u64, ring: u16, equip: impl FnOnce(Net) -> Net) -> Self {
         let (near, far) = socketpair(
             AddressFamily::Unix,
             SockType::SeqPacket,
@@ -72,10 +79,7 @@ impl Guest {
             fd: near,
             offloads: Arc::clone(&offloads),
         };
-        let mut device = Net::on_wire("net0".into(), Box::new(wire), MAC, 1500);
-        if let Some(sender) = sender {
-            device = device.only_as(sender);
-        }
+        let mut device = equip(Net::on_wire("net0".into(), Box::new(wire), MAC, 1500));
         let driver = GuestDriver::new(2, ring);
         driver.activate(&mut device, features);
         Self {
@@ -85,6 +89,20 @@ impl Guest {
             far,
             offloads,
         }
+    }
+
+    /// Activates the device with the queues that it gave back.
+    fn go_on(&mut self, features: u64, stopped: Vec<StoppedQueue>) {
+        let mut activation = self.driver.activation(features);
+        activation.queues = stopped
+            .into_iter()
+            .map(|s| ActiveQueue {
+                index: s.index,
+                queue: s.queue,
+                kick: s.kick,
+            })
+            .collect();
+        self.device.activate(activation).unwrap();
     }
 
     fn give_buffers(&mut self, n: usize, len: usize) {
@@ -383,6 +401,59 @@ fn frames_of_another_sender_stay_and_are_counted_and_own_ones_leave_whole() {
     assert_eq!(guest.errors(), 0);
 }
 
+/// The same to `destination`.
+fn frame_to(destination: [u8; 4], len: usize) -> Vec<u8> {
+    let mut bytes = frame_from(ADDRESS, len);
+    bytes[30..34].copy_from_slice(&destination);
+    bytes
+}
+
+#[test]
+fn frames_to_other_networks_wait_in_order_until_the_way_is_opened_also_over_a_reset() {
+    let mut control = None;
+    let mut guest = Guest::with(0, 256, |device| {
+        let network = OwnNetwork::new(ADDRESS.into(), 16);
+        let (device, uplink) = device
+            .only_as(sender().unwrap())
+            .holding_beyond(network)
+            .unwrap();
+        control = Some(uplink);
+        device
+    });
+    let control = control.unwrap();
+    let near = frame_to([10, 88, 0, 1], 60);
+    guest.transmit(&near);
+    assert_eq!(guest.wire_receive(), near);
+    assert!(!control.take_wanted());
+
+    let far = frame_to([192, 0, 2, 1], 1514);
+    guest.transmit(&far);
+    guest.transmit(&near);
+    let end = std::time::Instant::now() + WAIT;
+    while !control.take_wanted() {
+        assert!(std::time::Instant::now() < end, "nobody asks for the way");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // A device that is stopped and started again holds them still.
+    let queues = guest.device.stop();
+    guest.go_on(0, queues);
+    std::thread::sleep(Duration::from_millis(20));
+    let mut got = [0; 200];
+    let early = recv(guest.far_fd(), &mut got, MsgFlags::empty());
+    assert_eq!(early, Err(Errno::EAGAIN));
+
+    control.open();
+    assert_eq!(guest.wire_receive(), far);
+    assert_eq!(guest.wire_receive(), near);
+    for _ in 0..3 {
+        guest.driver.wait_used(TX, WAIT);
+    }
+    guest.transmit(&far);
+    assert_eq!(guest.wire_receive(), far);
+    let dropped = &guest.device.counters().dropped;
+    assert_eq!(dropped.load(Ordering::Relaxed) + guest.errors(), 0);
+}
+
 #[test]
 fn sender_that_changes_its_frame_after_the_look_at_it_sends_what_was_looked_at() {
     use std::sync::atomic::AtomicBool;
@@ -451,16 +522,7 @@ fn pause_gives_unused_buffers_back_and_nothing_is_lost() {
     assert!(guest.device.stop().is_empty());
     guest.wire_send(&frame(60, 2));
     guest.transmit(&frame(60, 3));
-    let mut activation = guest.driver.activation(F_MRG_RXBUF);
-    activation.queues = stopped
-        .into_iter()
-        .map(|s| ActiveQueue {
-            index: s.index,
-            queue: s.queue,
-            kick: s.kick,
-        })
-        .collect();
-    guest.device.activate(activation).unwrap();
+    guest.go_on(F_MRG_RXBUF, stopped);
     assert_eq!(guest.receive(), (1, frame(60, 2)));
     assert_eq!(guest.wire_receive(), frame(60, 3));
     // Each of the others is still there.

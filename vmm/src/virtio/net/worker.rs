@@ -14,6 +14,7 @@ use super::request::{ReceiveBuffers, Receiving, frame_len};
 use super::sender::{DECISIVE_BYTES, Sender};
 use super::spec::{HEADER_BYTES, SHORTEST_FRAME};
 use super::tap::Wire;
+use super::uplink::Uplink;
 use crate::virtio::chain::{ChainParts, IoVecs, copy_out};
 use crate::virtio::device::{DeviceCounters, StoppedQueue};
 use crate::virtio::ring::Ring;
@@ -25,6 +26,7 @@ const STOP: u64 = 0;
 const RX_KICK: u64 = 1;
 const TX_KICK: u64 = 2;
 const WIRE: u64 = 3;
+const UPLINK: u64 = 4;
 
 /// What a direction waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +37,19 @@ enum Progress {
     Driver,
     /// The wire has to give or take frames.
     Wire,
+    /// The host has to open the way out.
+    Uplink,
+}
+
+/// What became of a packet of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    /// It left, with so many bytes in its frame.
+    Left(usize),
+    /// The guest may not send it.
+    Refused,
+    /// The way to where it goes is still to be opened.
+    Held,
 }
 
 /// The state of the thread.
@@ -44,6 +59,7 @@ pub struct Worker<'m> {
     pub tx: Ring<'m>,
     pub receiving: Receiving,
     pub sender: Option<Arc<Sender>>,
+    pub uplink: Option<Uplink>,
     pub counters: Arc<DeviceCounters>,
     pub epoll: Epoll,
 }
@@ -84,6 +100,9 @@ impl<'m> Worker<'m> {
         add(stop, STOP, EventSet::IN)?;
         add(self.rx.kick_fd(), RX_KICK, EventSet::IN)?;
         add(self.tx.kick_fd(), TX_KICK, EventSet::IN)?;
+        if let Some(uplink) = &self.uplink {
+            add(uplink.opened_fd(), UPLINK, EventSet::IN)?;
+        }
         // Edge-triggered even so, because errors are always told: a deleted interface must not keep the thread busy.
         add(
             self.wire.as_fd().as_raw_fd(),
@@ -93,7 +112,7 @@ impl<'m> Worker<'m> {
     }
 
     fn serve(&mut self, scratch: &mut Scratch<'m>) {
-        let mut events = [EpollEvent::default(); 4];
+        let mut events = [EpollEvent::default(); 5];
         let (mut rx, mut tx) = (Progress::More, Progress::More);
         let mut watched = EventSet::empty();
         loop {
@@ -132,6 +151,14 @@ impl<'m> Worker<'m> {
                     TX_KICK => {
                         self.tx.acknowledge_kick();
                         if tx == Progress::Driver {
+                            tx = Progress::More;
+                        }
+                    }
+                    UPLINK => {
+                        if let Some(uplink) = &self.uplink {
+                            uplink.acknowledge_opening();
+                        }
+                        if tx == Progress::Uplink {
                             tx = Progress::More;
                         }
                     }
@@ -231,11 +258,15 @@ impl<'m> Worker<'m> {
             };
             if taken.fault.is_none() {
                 match self.send(scratch) {
-                    Ok(Some(frame)) => {
+                    Ok(Sent::Left(frame)) => {
                         DeviceCounters::add(&self.counters.requests, 1);
                         DeviceCounters::add(&self.counters.written_bytes, frame as u64);
                     }
-                    Ok(None) => DeviceCounters::add(&self.counters.dropped, 1),
+                    Ok(Sent::Refused) => DeviceCounters::add(&self.counters.dropped, 1),
+                    Ok(Sent::Held) => {
+                        self.tx.put_back(1);
+                        return Progress::Uplink;
+                    }
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                         self.tx.put_back(1);
                         return Progress::Wire;
@@ -249,9 +280,8 @@ impl<'m> Worker<'m> {
         Progress::More
     }
 
-    /// Sends the packet in the chain that was taken last; returns the bytes of its frame, or `None` when the guest may not
-    /// send it.
-    fn send(&self, scratch: &mut Scratch<'m>) -> io::Result<Option<usize>> {
+    /// Sends the packet in the chain that was taken last, if it may leave, and may now.
+    fn send(&self, scratch: &mut Scratch<'m>) -> io::Result<Sent> {
         let Scratch { parts, vectors, .. } = scratch;
         let readable = &parts.readable;
         let frame = frame_len(readable).ok_or(io::ErrorKind::InvalidData)?;
@@ -259,18 +289,25 @@ impl<'m> Worker<'m> {
         // What was looked at leaves as it was then: the guest may write to its memory meanwhile.
         let mut decisive = [0; DECISIVE_BYTES];
         let mut looked_at: &[u8] = &[];
-        if let Some(sender) = &self.sender {
+        if self.sender.is_some() || self.uplink.is_some() {
             let n = copy_out(readable, 0, &mut decisive);
             looked_at = decisive.get(..n.min(packet)).unwrap_or_default();
-            if !sender.may_send(looked_at) {
-                return Ok(None);
-            }
+        }
+        if self.sender.as_ref().is_some_and(|s| !s.may_send(looked_at)) {
+            return Ok(Sent::Refused);
+        }
+        if self
+            .uplink
+            .as_ref()
+            .is_some_and(|u| !u.lets_pass(looked_at))
+        {
+            return Ok(Sent::Held);
         }
         vectors.fill(readable, looked_at.len(), packet - looked_at.len());
         loop {
             match vectors.write_behind(looked_at, self.wire.as_fd()) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                other => return other.map(|_| Some(frame)),
+                other => return other.map(|_| Sent::Left(frame)),
             }
         }
     }

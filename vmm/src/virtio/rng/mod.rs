@@ -60,6 +60,10 @@ impl VirtioDevice for Rng {
         data.fill(0);
     }
 
+    fn waits_for_driver(&self) -> bool {
+        true
+    }
+
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let worker = Worker {
             queue: take_queue(&mut activation.queues, spec::REQUEST_QUEUE)?,

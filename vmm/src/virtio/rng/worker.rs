@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::request;
 use crate::virtio::chain::ChainParts;
 use crate::virtio::ring::Ring;
-use crate::virtio::wakeup::{Wakeup, wait};
+use crate::virtio::wakeup::{Waiter, Wakeup};
 use crate::virtio::{ActiveQueue, DeviceCounters, GuestMemory, Interrupt, StoppedQueue};
 
 /// Bytes asked of the host's pool at once; up to 256 are never cut short by a signal (getrandom(2)).
@@ -28,14 +28,14 @@ impl Worker {
     pub(super) fn run(self, stop: &EventFd) -> StoppedQueue {
         let memory = Arc::clone(&self.memory);
         let counters = Arc::clone(&self.counters);
-        let kick = self.queue.kick.try_clone();
+        let waiter = Waiter::new(&self.queue.kick, stop);
         let mut ring = Ring::new(self.queue, &memory, self.interrupt, self.counters);
         let mut parts = ChainParts::default();
         // The first pass is for requests that were already there: after a restore nobody notifies again.
         drain(&mut ring, &mut parts, &counters);
         // Without its descriptors the worker cannot serve; the guest sees a source that stays silent.
-        if let Ok(kick) = kick {
-            while let Ok(Wakeup::Kicked) = wait(&kick, stop) {
+        if let Ok(waiter) = waiter {
+            while let Ok(Wakeup::Kicked) = waiter.wait() {
                 DeviceCounters::add(&counters.notifications, 1);
                 drain(&mut ring, &mut parts, &counters);
             }
