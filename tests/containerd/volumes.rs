@@ -1,7 +1,7 @@
 //! Files of the host in containers.
 
+use std::collections::BTreeSet;
 use std::fs;
-
 use std::path::Path;
 
 use k8s_cri::v1;
@@ -190,8 +190,14 @@ impl SharedDirectories {
     /// Mounts below it.
     fn mounts(&self) -> usize {
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let below = format!(" {}/", self.path().display());
-        table.lines().filter(|line| line.contains(&below)).count()
+        let below = format!("{}/", self.path().display());
+        // What is mounted in a bind mount is so in its peer beneath as well, at the same path.
+        let places: BTreeSet<&str> = table
+            .lines()
+            .filter_map(|line| line.split(' ').nth(4))
+            .filter(|place| place.starts_with(&below))
+            .collect();
+        places.len()
     }
 }
 
@@ -309,8 +315,7 @@ fn mounts_of_a_container_on_the_host_go_with_it_its_pod_and_a_killed_shim() {
         let host = SharedDirectories::new(&["both"]);
         let mounted = |pod: &Sandbox| {
             let container = with_volumes(pod, &host, &[("both", BOTH_WAYS)]);
-            let line =
-                "mkdir -p /both/a; mount --bind /etc /both/a; mount --bind /bin /both/a/network";
+            let line = "mkdir -p /both/a /etc/network; mount --bind /etc /both/a; mount --bind /bin /both/a/network";
             assert_eq!(container.sh(line), "");
             assert_eq!(host.mounts(), 2);
         };
