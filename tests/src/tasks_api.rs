@@ -212,8 +212,11 @@ fn spec(words: &[&str]) -> Vec<u8> {
             "args": words, "cwd": "/", "env": ["PATH=/bin:/usr/bin:/sbin"], "user": {"uid": 0, "gid": 0},
         },
         "root": {"path": "rootfs"},
-        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]}],
-        "linux": {"namespaces": namespaces},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+        ],
+        "linux": {"namespaces": namespaces, "resources": {"devices": [{"allow": false, "access": "rwm"}]}},
     });
     serde_json::to_vec(&config).expect("JSON")
 }
