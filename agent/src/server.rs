@@ -14,10 +14,10 @@ use vmpod_agent_protocol::limits::{NAME_BYTES, OCI_SPEC_BYTES};
 use vmpod_agent_protocol::messages::{
     AttachBlockRequest, BlockDevice, ConfigureSandboxRequest, CreateContainerRequest,
     CreateExecRequest, Empty, ExitStatus, HandshakeRequest, HandshakeResponse,
-    ListProcessesResponse, NextEventsRequest, NextEventsResponse, PidNamespace, PodStatus,
-    ProcessRef, ProcessStarted, ProvideRootfsRequest, ResizeTerminalRequest, ResumeRequest,
-    SignalRequest, StartPodRequest, StatsRequest, StatsResponse, StopPodRequest,
-    UpdateContainerRequest,
+    ListProcessesResponse, NextEventsRequest, NextEventsResponse, NextMountsRequest,
+    NextMountsResponse, PidNamespace, PodStatus, ProcessRef, ProcessStarted, ProvideRootfsRequest,
+    ResizeTerminalRequest, ResumeRequest, SignalRequest, StartPodRequest, StatsRequest,
+    StatsResponse, StopPodRequest, UpdateContainerRequest,
 };
 use vmpod_agent_protocol::service::{Agent, create_agent};
 
@@ -29,7 +29,7 @@ use crate::pod::{PodDriver, PodError};
 use crate::sandbox::{self, Sandbox};
 
 /// Optional abilities, named in the handshake.
-const FEATURES: [&str; 4] = ["pod", "exec", "archive", "connect"];
+const FEATURES: [&str; 5] = ["pod", "exec", "archive", "connect", "mounts"];
 
 /// How long the deaths of all processes are waited for at the end of the guest.
 const DEATH_WAIT: Duration = Duration::from_secs(5);
@@ -373,6 +373,15 @@ impl Agent for AgentService {
             answer.status = self.pod.status().ok().into();
         }
         Ok(answer)
+    }
+
+    async fn next_mounts(
+        &self,
+        _context: &TtrpcContext,
+        request: NextMountsRequest,
+    ) -> Answer<NextMountsResponse> {
+        let mounts = self.engine.volume_mounts();
+        Ok(mounts.next(request.done, request.wait_ms).await)
     }
 
     async fn shutdown(&self, _context: &TtrpcContext, _request: Empty) -> Answer {

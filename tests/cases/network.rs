@@ -115,7 +115,8 @@ fn pod_reaches_the_network_beyond_the_host_through_nat() {
         "c",
         "ip route | sed -n 's/^default via \\([0-9.]*\\).*/\\1/p'",
     );
-    pod.sh("c", &format!("ping -c 1 {gateway}"));
+    let answer = pod.sh("c", &format!("ping -c 1 {gateway}"));
+    assert!(answer.contains("1 packets received"), "{answer}");
     let before = translates();
     let outcome = pod.exec("c", &["sh", "-c", "nc 192.0.2.2 9000 < /dev/null"]);
     let after = translates();

@@ -3,7 +3,7 @@
 use k8s_cri::v1;
 use vmpod_tests::{Footprint, Sandbox, containerd, cri, eventually, processes_with};
 
-fn kill(pid: u32) {
+pub(crate) fn kill(pid: u32) {
     let status = std::process::Command::new("kill")
         .args(["-9", &pid.to_string()])
         .status()
@@ -12,7 +12,7 @@ fn kill(pid: u32) {
 }
 
 /// Processes of `program`.
-fn pids_of(program: &str) -> Vec<u32> {
+pub(crate) fn pids_of(program: &str) -> Vec<u32> {
     processes_with(program)
         .into_iter()
         .filter(|(_, command)| {

@@ -87,6 +87,75 @@ fn paths_are_masked_and_write_protected_whatever_they_are() {
 
 #[test]
 #[ignore = "starts virtual machines: run by cargo xtask test"]
+fn pod_that_asks_for_nothing_has_what_others_have() {
+    containerd();
+    on_both(|handler| {
+        let pod = Sandbox::run_with(handler, |config| {
+            config.linux.as_mut().unwrap().security_context = None;
+            config.dns_config = Some(v1::DnsConfig::default());
+            config.hostname.clear();
+        });
+        let plain = pod.start(|config| {
+            config.command = ["sleep", "1111"].map(str::to_owned).to_vec();
+            config.linux = None;
+        });
+        let first = plain.sh("cat /proc/1/cmdline");
+        assert!(!first.contains("1111"), "{handler}: {first}");
+        assert_eq!(plain.sh("grep Seccomp: /proc/self/status"), "Seccomp:\t0\n");
+        // The host's own resolver.
+        let resolver = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        assert_eq!(plain.sh("cat /etc/resolv.conf"), resolver, "{handler}");
+        // What is late is gone as soon as its caller knows.
+        let late = plain.exec(&["sleep", "4321"], 1).unwrap_err();
+        assert_eq!(late.code(), tonic::Code::DeadlineExceeded, "{late:?}");
+        assert_eq!(plain.sh("pgrep -f 'sleep 432[1]' || true"), "", "{handler}");
+        let ran = plain.exec(&["mkdir", "/sys/fs/cgroup/own"], 60).unwrap();
+        assert!(
+            ran.code != 0 && ran.err.contains("Read-only"),
+            "{handler}: {ran:?}"
+        );
+        let with = |add: &[&str], drop: &[&str]| {
+            let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+            pod.start(|config| {
+                sleeping(config);
+                security(config).capabilities = Some(v1::Capability {
+                    add_capabilities: words(add),
+                    drop_capabilities: words(drop),
+                    ..Default::default()
+                });
+            })
+        };
+        let quiet = with(&[], &["NET_RAW"]);
+        let ran = quiet.exec(&["ping", "-c", "1", "127.0.0.1"], 60).unwrap();
+        assert!(
+            ran.code != 0 && ran.err.contains("permission denied"),
+            "{handler}: {ran:?}"
+        );
+        let all = with(&["ALL"], &[]).sh("grep CapBnd /proc/self/status");
+        assert_eq!(all, "CapBnd:\t000001ffffffffff\n", "{handler}");
+    });
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn programs_of_an_image_change_the_user_unless_privileges_are_fixed() {
+    containerd();
+    on_both(|handler| {
+        let pod = Sandbox::run(handler);
+        for (fixed, expected) in [(false, "0\n"), (true, "1\n")] {
+            let container = pod.start(|config| {
+                sleeping(config);
+                security(config).no_new_privs = fixed;
+            });
+            let line = "cp /bin/busybox /su; chmod 4755 /su; echo u:x:1000:1000::/:/bin/sh >> /etc/passwd; \
+                        su u -c '/su -c true < /dev/null' 2>&1 | grep -c 'must be suid' || true";
+            assert_eq!(container.sh(line), expected, "{handler}: {fixed}");
+        }
+    });
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
 fn profile_of_the_node_filters_system_calls_unless_the_container_is_privileged() {
     containerd();
     let directory = tempfile::tempdir().unwrap();

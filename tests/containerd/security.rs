@@ -232,6 +232,29 @@ fn pod_with_a_user_namespace_has_its_ids_and_power_over_itself_alone() {
     }
     chown(dir.path().join("of-user"), Some(1000), Some(1001)).unwrap();
     let users = own_users(1 << 17);
+    let mut not_from_root = users.clone();
+    not_from_root.uids[0].container_id = 1;
+    let mut two_ranges = users.clone();
+    two_ranges.gids.extend(users.gids.clone());
+    let mode = |mode: v1::NamespaceMode| v1::UserNamespace {
+        mode: mode.into(),
+        ..Default::default()
+    };
+    for wrong in [
+        not_from_root,
+        two_ranges,
+        mode(v1::NamespaceMode::Container),
+        mode(v1::NamespaceMode::Target),
+    ] {
+        let tried = Sandbox::try_run("vmpod", |config| {
+            let linux = config.linux.as_mut().unwrap();
+            let security = linux.security_context.as_mut().unwrap();
+            let options = security.namespace_options.as_mut().unwrap();
+            options.userns_options = Some(wrong.clone());
+        });
+        let text = tried.expect_err("a pod with such users").to_string();
+        assert!(text.contains("user namespace"), "{text}");
+    }
     // Not under runc as well: it has id-mapped mounts from 1.2 on, which is rarely there.
     let pod = Sandbox::run_with("vmpod", |config| {
         let linux = config.linux.as_mut().unwrap();

@@ -1,9 +1,14 @@
 //! Files of the host in containers.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 
 use k8s_cri::v1;
-use vmpod_tests::{Sandbox, containerd, eventually, on_both};
+use vmpod_tests::{Container, Footprint, Sandbox, containerd, eventually, on_both};
+
+use crate::accidents::{kill, pids_of};
+use crate::security::{security, sleeping};
 
 /// Says what inotify(7) tells of /token: a file that was moved there (IN_MOVED_TO).
 const WATCHER: &str = r#"
@@ -38,6 +43,9 @@ fn volume_is_written_and_read_from_both_sides_and_held_read_only() {
         fs::write(host.path().join("given"), "from the host\n").unwrap();
         let file = host.path().join("single");
         fs::write(&file, "one file\n").unwrap();
+        let beside = tempfile::tempdir().unwrap();
+        let link = beside.path().join("link");
+        std::os::unix::fs::symlink(host.path(), &link).unwrap();
         let pod = Sandbox::run(handler);
         let container = pod.start(|config| {
             config.command = ["sleep", "1000"].map(str::to_owned).to_vec();
@@ -47,8 +55,10 @@ fn volume_is_written_and_read_from_both_sides_and_held_read_only() {
                 mount(host.path(), "/volume"),
                 protected,
                 mount(&file, "/etc/single"),
+                mount(&link, "/linked"),
             ];
         });
+        assert_eq!(container.sh("cat /linked/given"), "from the host\n");
         assert_eq!(
             container.sh("cat /volume/given /etc/single"),
             "from the host\none file\n"
@@ -138,6 +148,201 @@ fn mounts_of_the_host_appear_in_a_volume_that_follows_them() {
         drop(pod);
         sh(&format!("umount {path}/below; umount {path}"));
     });
+}
+
+fn host_sh(line: &str) {
+    let done = std::process::Command::new("sh")
+        .args(["-e", "-c", line])
+        .status()
+        .unwrap();
+    assert!(done.success(), "{line}");
+}
+
+/// Directories of the host that share their mounts, as Kubernetes wants it of what is mounted with propagation. Their mounts
+/// go when it is dropped.
+struct SharedDirectories(tempfile::TempDir);
+
+impl SharedDirectories {
+    fn new(names: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().display();
+        host_sh(&format!(
+            "mount --bind {path} {path}; mount --make-rshared {path}"
+        ));
+        for name in names {
+            fs::create_dir(directory.path().join(name)).unwrap();
+        }
+        Self(directory)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Names of what is in a directory.
+    fn list(&self, name: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.path().join(name)).unwrap();
+        entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
+    }
+
+    /// Mounts below it.
+    fn mounts(&self) -> usize {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let below = format!("{}/", self.path().display());
+        // What is mounted in a bind mount is so in its peer beneath as well, at the same path.
+        let places: BTreeSet<&str> = table
+            .lines()
+            .filter_map(|line| line.split(' ').nth(4))
+            .filter(|place| place.starts_with(&below))
+            .collect();
+        places.len()
+    }
+}
+
+impl Drop for SharedDirectories {
+    fn drop(&mut self) {
+        // With everything that is mounted in it.
+        let _ = std::process::Command::new("umount")
+            .arg("--lazy")
+            .arg(self.path())
+            .status();
+    }
+}
+
+const BOTH_WAYS: v1::MountPropagation = v1::MountPropagation::PropagationBidirectional;
+const DOWN: v1::MountPropagation = v1::MountPropagation::PropagationHostToContainer;
+const PRIVATE: v1::MountPropagation = v1::MountPropagation::PropagationPrivate;
+
+fn privileged_pod(handler: &str) -> Sandbox {
+    Sandbox::run_with(handler, |config| {
+        let linux = config.linux.as_mut().unwrap();
+        linux.security_context.as_mut().unwrap().privileged = true;
+    })
+}
+
+/// A privileged container with directories of the host at paths of the same names.
+fn with_volumes<'a>(
+    pod: &'a Sandbox,
+    host: &SharedDirectories,
+    volumes: &[(&str, v1::MountPropagation)],
+) -> Container<'a> {
+    pod.start(|config| {
+        sleeping(config);
+        security(config).privileged = true;
+        config.mounts = volumes
+            .iter()
+            .map(|&(name, propagation)| {
+                let mut mount = mount(&host.path().join(name), &format!("/{name}"));
+                mount.propagation = propagation.into();
+                mount
+            })
+            .collect();
+    })
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn mounts_of_a_container_are_on_the_host_when_its_command_has_ended() {
+    containerd();
+    on_both(|handler| {
+        let host = SharedDirectories::new(&["both", "down", "own"]);
+        let pod = privileged_pod(handler);
+        let volumes = [("both", BOTH_WAYS), ("down", DOWN), ("own", PRIVATE)];
+        let container = with_volumes(&pod, &host, &volumes);
+        let neighbour = with_volumes(&pod, &host, &[("both", DOWN)]);
+        for volume in ["both", "down", "own"] {
+            let made = format!("/{volume}/made");
+            assert_eq!(
+                container.sh(&format!("mkdir {made}; mount --bind /etc {made}")),
+                ""
+            );
+            let seen = host.list(&format!("{volume}/made"));
+            assert_eq!(
+                seen.iter().any(|name| name == "passwd"),
+                volume == "both",
+                "{handler}: {volume}: {seen:?}"
+            );
+            // The container itself goes on to see it.
+            assert_eq!(
+                container.sh(&format!("ls {made} | grep -c '^passwd$'")),
+                "1\n"
+            );
+        }
+        assert_eq!(
+            neighbour.sh("ls /both/made | grep -c '^passwd$'"),
+            "1\n",
+            "{handler}"
+        );
+        // A mount in a mount, of a single file, in one go.
+        let line = "touch /etc/place; mount --bind /bin/busybox /both/made/place; echo back > /both/made/written";
+        assert_eq!(container.sh(line), "");
+        let size = |path: &str| fs::metadata(host.path().join(path)).unwrap().len();
+        assert!(size("both/made/place") > 100_000, "{handler}");
+        assert_eq!(container.sh("cat /etc/written"), "back\n");
+        // The host's mounts still come in.
+        host_sh(&format!(
+            "mkdir {path}/later; mount -t tmpfs none {path}/later; touch {path}/later/file",
+            path = host.path().join("both").display()
+        ));
+        assert_eq!(
+            container.sh("ls /both/later /both"),
+            "/both:\nlater\nmade\n\n/both/later:\nfile\n"
+        );
+        // What is unmounted is so on the host, and the mount point is free.
+        assert_eq!(container.sh("umount /both/made/place"), "");
+        assert_eq!(size("both/made/place"), 0, "{handler}");
+        assert_eq!(container.sh("umount /both/made"), "");
+        assert_eq!(container.sh("rmdir /both/made"), "");
+        assert_eq!(host.list("both"), ["later"], "{handler}");
+        if handler == "vmpod" {
+            // What lies in the guest's memory stays there.
+            let line =
+                "mkdir /both/memory; mount -t tmpfs none /both/memory; touch /both/memory/file";
+            assert_eq!(container.sh(line), "");
+            assert!(host.list("both/memory").is_empty());
+        }
+    });
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn mounts_of_a_container_on_the_host_go_with_it_its_pod_and_a_killed_shim() {
+    containerd();
+    let before = Footprint::now();
+    {
+        let host = SharedDirectories::new(&["both"]);
+        let mounted = |pod: &Sandbox| {
+            let container = with_volumes(pod, &host, &[("both", BOTH_WAYS)]);
+            let line = "mkdir -p /both/a /etc/network; mount --bind /etc /both/a; mount --bind /bin /both/a/network";
+            assert_eq!(container.sh(line), "");
+            assert_eq!(host.mounts(), 2);
+        };
+        let pod = privileged_pod("vmpod");
+        let container = with_volumes(&pod, &host, &[("both", BOTH_WAYS)]);
+        assert_eq!(
+            container.sh("mkdir /both/a; mount --bind /etc /both/a; mkdir -p /etc/network"),
+            ""
+        );
+        assert_eq!(host.mounts(), 1);
+        container.stop(0);
+        eventually("a host without a container's mount", || {
+            (host.mounts() == 0).then_some(())
+        });
+        mounted(&pod);
+        drop(pod);
+        assert_eq!(host.mounts(), 0);
+        let others = pids_of("containerd-shim-vmpod-v2");
+        let pod = privileged_pod("vmpod");
+        mounted(&pod);
+        let pids = pids_of("containerd-shim-vmpod-v2");
+        kill(*pids.iter().find(|pid| !others.contains(pid)).unwrap());
+        eventually("a host without a killed pod's mounts", || {
+            (host.mounts() == 0).then_some(())
+        });
+    }
+    before.assert_restored();
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! What a host holds that pods could leave behind: processes, mounts, links, firewall rules, cgroups, files.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::process::Command;
 
 /// Everything on the host that belongs to pods, as comparable lines.

@@ -11,6 +11,7 @@ mod http;
 mod pod;
 mod registry;
 mod streaming;
+mod tasks_api;
 
 pub use cli::{Outcome, Vmpod, program, vmpod};
 pub use containerd::{Containerd, STREAMING, containerd};
@@ -20,6 +21,7 @@ pub use http::get;
 pub use pod::Pod;
 pub use registry::{Registry, SmallImage};
 pub use streaming::Attached;
+pub use tasks_api::OneOff;
 
 use std::time::{Duration, Instant};
 

@@ -24,3 +24,5 @@ pub const SANDBOX_ITEMS: usize = 1024;
 pub const HANDLER_ITEMS: usize = 1024;
 /// Bytes of one handler: command, path, headers.
 pub const HANDLER_BYTES: usize = 256 * 1024;
+/// Mounts of containers in volumes that they share with the host, which the host hears of.
+pub const VOLUME_MOUNTS: usize = 64;

@@ -19,6 +19,7 @@ use vmpod_agent_protocol::GUEST_ROOT;
 use super::device::{Device, DeviceKind};
 use super::inside::{self, Kind};
 use super::plan::RootPlan;
+use super::volume_mounts::shared_volumes;
 
 /// Where nodes of devices are that the agent's /dev lacks.
 const NODES: &str = "/dev/vmpod";
@@ -32,6 +33,10 @@ pub fn settle(plan: &RootPlan) {
         if mount.options.bind.is_some() {
             let _ = open_as(Path::new(&mount.source), OFlag::O_DIRECTORY);
         }
+    }
+    if !shared_volumes(plan).is_empty() {
+        // What of it appears in a shared volume is to be known by the agent's own mount of it.
+        let _ = open_as(&plan.path, OFlag::O_DIRECTORY);
     }
     if plan.bind_devices {
         for device in plan

@@ -26,6 +26,7 @@ mod root_builder;
 mod seccomp;
 mod step;
 mod sysctl;
+mod volume_mounts;
 
 pub use api::{
     ContainerError, Containers, CreateContainer, CreateExec, ExecOutcome, PodLabel, ProcessName,

@@ -259,6 +259,7 @@ fn mounts(id: &str, config: &mut Map<String, Value>) -> Result<Vec<HostBind>, Sp
                 follows_host: ["slave", "rslave", "shared", "rshared"]
                     .iter()
                     .any(|option| has(option)),
+                shared: has("shared") || has("rshared"),
                 read_only: has("ro") || has("rro"),
                 all_read_only: has("rro"),
                 mapped: is_mapped(mount),
@@ -448,6 +449,7 @@ mod tests {
                     source: "/srv/data".into(),
                     recursive: true,
                     follows_host: true,
+                    shared: false,
                     read_only: true,
                     all_read_only: false,
                     mapped: false,
@@ -456,6 +458,7 @@ mod tests {
                     source: "/run/x/hosts".into(),
                     recursive: false,
                     follows_host: false,
+                    shared: false,
                     read_only: false,
                     all_read_only: false,
                     mapped: false,

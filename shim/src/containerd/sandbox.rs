@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::fs::statvfs;
@@ -24,13 +25,14 @@ use crate::pod::agent::Agent;
 use crate::pod::boot::{self, Boot, Witness};
 use crate::pod::cgroup::{self, Limits};
 use crate::pod::console::console_tail;
+use crate::pod::host_mounts::{self, HostMounts};
 use crate::pod::id_ranges::{IdRanges, users_of};
 use crate::pod::journal::{self, Entry, Journal, chain};
 use crate::pod::process::{self, ProcessIdentity};
 use crate::pod::record::MachineRecord;
 use crate::pod::registry::{self, ReservedPod};
 use crate::pod::roots::{PodPaths, Roots};
-use crate::pod::tree::{HostsFile, SharedTree, resolv_conf};
+use crate::pod::tree::{HostBind, HostsFile, SharedTree, resolv_conf};
 use crate::pod::vmm::{MachineEnd, Vmm, VmmError};
 
 /// How long the guest may take to power off, and the VMM to go.
@@ -97,6 +99,10 @@ pub struct Sandbox {
     pub has_etc: bool,
     /// The ids of the pod's own user namespace.
     pub users: Option<IdRanges>,
+    /// What containers mount on the host. Shared with the keeper and with whoever follows the agent; never held across an await.
+    mounts: Arc<Mutex<HostMounts>>,
+    /// Somebody follows the agent.
+    followed: AtomicBool,
     orders: mpsc::UnboundedSender<Order>,
     ended: watch::Receiver<Option<String>>,
     /// Block devices that the guest has, and their numbers in it. Held while one is attached, so that it is attached once.
@@ -212,7 +218,9 @@ impl Sandbox {
         network.forward_localhost(&socket);
         let (orders, ordered) = mpsc::unbounded_channel();
         let (end, ended) = watch::channel(None);
+        let mounts = Arc::new(Mutex::new(HostMounts::new(paths)));
         let keeper = Keeper {
+            mounts: Arc::clone(&mounts),
             paths: paths.clone(),
             vmm: booted.vmm,
             agent: booted.agent.clone(),
@@ -227,6 +235,8 @@ impl Sandbox {
             socket,
             has_etc: wish.dns.is_some(),
             users: wish.users,
+            mounts,
+            followed: AtomicBool::new(false),
             orders,
             ended,
             blocks: AsyncMutex::default(),
@@ -268,6 +278,34 @@ impl Sandbox {
         Ok(numbers)
     }
 
+    /// Has what container `id` mounts in those of its `binds` that it shares with the host appear there.
+    ///
+    /// # Errors
+    /// When the host's directories cannot be looked at, or the journal cannot be written.
+    pub fn share_mounts(&self, id: &str, binds: &[HostBind]) -> Result<(), Fault> {
+        let shared = binds.iter().enumerate().filter(|(_, bind)| bind.shared);
+        // Mounts of a user namespace never go where there is more power.
+        for (number, bind) in shared.filter(|_| self.users.is_none()) {
+            let place = format!("containers/{id}/mounts/{number}");
+            host_mounts::locked(&self.mounts)
+                .share(place, &bind.source)
+                .map_err(|error| Fault::because("cannot share mounts with the host", &error))?;
+            if !self.followed.swap(true, Ordering::Relaxed) {
+                tokio::spawn(host_mounts::follow(
+                    self.agent.clone(),
+                    Arc::clone(&self.mounts),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes container `id`'s part of the shared tree away, and what it has mounted on the host.
+    pub fn remove_member(&self, id: &str) {
+        host_mounts::locked(&self.mounts).forget(&format!("containers/{id}"));
+        self.tree.remove_member(id);
+    }
+
     /// Waits for the machine's end; returns how it ended in words.
     pub async fn ended(&self) -> String {
         let mut ended = self.ended.clone();
@@ -297,6 +335,7 @@ pub fn take_back(paths: &PodPaths) {
 
 /// Owns the machine and what was made for it.
 struct Keeper {
+    mounts: Arc<Mutex<HostMounts>>,
     paths: PodPaths,
     vmm: Vmm,
     agent: Agent,
@@ -339,6 +378,7 @@ impl Keeper {
         let _ = self.vmm.kill(SHUTDOWN_LIMIT).await;
         tracing::info!(end = words, "the pod's machine has ended");
         self.network.release();
+        host_mounts::forget_all(&self.mounts);
         self.tree.unmount();
         take_back(&self.paths);
         drop(self.reserved);

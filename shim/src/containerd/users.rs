@@ -7,18 +7,29 @@
 use serde_json::{Map, Value};
 
 use super::fault::Fault;
-use super::pod_sandbox_config::{IdMapping, UserNamespace};
+use super::pod_sandbox_config::{IdMapping, NODE, UserNamespace};
 use crate::pod::id_ranges::IdRanges;
 
 /// What the pod of the CRI has.
 ///
 /// # Errors
-/// Ids that are not one range from 0 up each.
+/// Ids that are not one range from 0 up each, or a namespace of another kind.
 pub fn of_pod(options: Option<&UserNamespace>) -> Result<Option<IdRanges>, Fault> {
-    // NamespaceMode.POD: a namespace of its own.
-    let Some(options) = options.filter(|options| options.mode == 0) else {
+    let Some(options) = options else {
         return Ok(None);
     };
+    // NamespaceMode of the CRI.
+    match options.mode {
+        // POD: a namespace of its own.
+        0 => {}
+        NODE => return Ok(None),
+        other => {
+            return Err(Fault::invalid(format!(
+                "a pod's user namespace is its own or the node's (NamespaceMode POD or NODE, not {other}); containers have none of \
+                 theirs"
+            )));
+        }
+    }
     let range = |mappings: &[IdMapping]| match mappings {
         [one] => Some((one.container_id, one.host_id, one.length)),
         _ => None,
@@ -219,6 +230,10 @@ mod tests {
         assert_eq!(of_pod(Some(&options)).unwrap(), Some(IDS));
         options.gids.clear();
         assert!(of_pod(Some(&options)).is_err());
+        for mode in [1, 3, 4, -1] {
+            options.mode = mode;
+            assert!(of_pod(Some(&options)).is_err(), "{mode}");
+        }
         options.mode = super::super::pod_sandbox_config::NODE;
         assert_eq!(of_pod(Some(&options)).unwrap(), None);
         assert_eq!(of_pod(None).unwrap(), None);

@@ -230,6 +230,30 @@ impl Agent {
         .await
     }
 
+    /// Waits for other mounts in shared volumes than those of generation `done`, at most `wait`.
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer some time after `wait`.
+    pub async fn next_mounts(
+        &self,
+        done: u64,
+        wait: Duration,
+    ) -> Result<m::NextMountsResponse, AgentError> {
+        let limit = wait + CALL_LIMIT;
+        let request = m::NextMountsRequest {
+            done,
+            wait_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
+            ..Default::default()
+        };
+        within(
+            "next_mounts",
+            limit,
+            self.client
+                .next_mounts(context::with_duration(limit), &request),
+        )
+        .await
+    }
+
     /// Waits for a process to end, for as long as it takes: ends with the connection.
     ///
     /// # Errors

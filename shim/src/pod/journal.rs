@@ -1,7 +1,7 @@
 //! What was made on the host for a pod, written down before it exists, so that a kill at any instruction leaves
 //! nothing that cannot be found again.
 //!
-//! Mounts and the tap are not in here: they live in the supervisor's own mount namespace and in a descriptor of the
+//! Mounts of the shared tree and the tap are not in here: they live in the supervisor's own mount namespace and in a descriptor of the
 //! VMM, and the kernel takes them away with the processes. Directories are not in here either: they lie at known
 //! places below the roots ([`super::roots::PodPaths`]).
 
@@ -55,6 +55,11 @@ pub enum Entry {
         namespace: PathBuf,
         /// Indices of the links.
         links: Vec<u32>,
+    },
+    /// Mounts in the host's own mount namespace.
+    Mounts {
+        /// Directory that has a record of each.
+        records: PathBuf,
     },
     /// A network interface by name.
     Interface {
@@ -203,6 +208,7 @@ impl Entry {
                 pod,
             } => network::release(network, *address, pod).map_err(|e| chain(&e)),
             Self::Redirect { namespace, links } => network::inherited::part(namespace, links),
+            Self::Mounts { records } => super::host_mounts::undo(records),
             Self::Interface { name } => network::remove_interface(name).map_err(|e| chain(&e)),
         }
     }

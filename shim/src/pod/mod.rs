@@ -9,6 +9,7 @@ pub mod console;
 pub mod durable;
 pub mod events;
 pub mod guest_paths;
+pub mod host_mounts;
 pub mod hybrid_vsock;
 pub mod id_ranges;
 pub mod journal;

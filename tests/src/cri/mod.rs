@@ -12,8 +12,12 @@ use k8s_cri::v1;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Response, Status};
+use tonic::{Request, Response, Status};
+use tonic_prost::ProstCodec;
 
 pub use container::{Container, Ran};
 
@@ -26,6 +30,7 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 pub struct Cri {
     runtime: Runtime,
     client: RuntimeServiceClient<Channel>,
+    channel: Channel,
 }
 
 /// The client of this test program.
@@ -47,7 +52,8 @@ pub fn cri() -> &'static Cri {
         });
         Cri {
             runtime,
-            client: RuntimeServiceClient::new(channel),
+            client: RuntimeServiceClient::new(channel.clone()),
+            channel,
         }
     })
 }
@@ -75,6 +81,39 @@ impl Cri {
         self.runtime
             .block_on(async { tokio::time::timeout(LIMIT, call).await })
             .expect("an answer of the CRI in time")
+            .map(Response::into_inner)
+    }
+
+    /// Makes a call of containerd's own, in the namespace of the CRI, within [`LIMIT`].
+    ///
+    /// # Errors
+    /// containerd's answer.
+    ///
+    /// # Panics
+    /// When there is none in time.
+    pub(crate) fn call_path<Q, A>(&self, path: &'static str, message: Q) -> Result<A, Status>
+    where
+        Q: prost::Message + 'static,
+        A: prost::Message + Default + 'static,
+    {
+        let mut request = Request::new(message);
+        request
+            .metadata_mut()
+            .insert("containerd-namespace", MetadataValue::from_static("k8s.io"));
+        let mut client = Grpc::new(self.channel.clone());
+        let call = async move {
+            client
+                .ready()
+                .await
+                .map_err(|error| Status::unknown(error.to_string()))?;
+            let codec: ProstCodec<Q, A> = ProstCodec::default();
+            client
+                .unary(request, PathAndQuery::from_static(path), codec)
+                .await
+        };
+        self.runtime
+            .block_on(async { tokio::time::timeout(LIMIT, call).await })
+            .expect("an answer of containerd in time")
             .map(Response::into_inner)
     }
 

@@ -22,9 +22,10 @@ pub const EMULATOR: &[&str] = &["qemu-system-x86"];
 pub const IMAGES: &[&str] = &["mmdebstrap", "zstd"];
 
 /// What the tests need beside that: an independent reader of the archives that are written here,
-/// a registry to pull from, with a certificate, and a containerd with its usual runtime and network plugins; the client
+/// a program for small images, a registry to pull from, with a certificate, and a containerd with its usual runtime and network plugins; the client
 /// of its CRI is generated.
 pub const TEST: &[&str] = &[
+    "busybox-static",
     "containerd",
     "containernetworking-plugins",
     "cpio",

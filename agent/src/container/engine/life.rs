@@ -99,6 +99,7 @@ impl Inner {
             |StepError(text)| ContainerError::Start(format!("create container {id:?}: {text}"));
         let group = Group::create(&plan.root.cgroup).map_err(failed)?;
         let tail = Tail::default();
+        self.volume_mounts.add(&id, &plan.root);
         let launched = async {
             group.apply(&plan.resources).map_err(failed)?;
             self.device_filters
@@ -125,6 +126,7 @@ impl Inner {
             Err(error) => {
                 let _ = group.kill();
                 until(DEATH_WAIT, || group.remove().is_ok()).await;
+                self.volume_mounts.remove(&id);
                 return Err(error);
             }
         };
@@ -165,6 +167,7 @@ impl Inner {
         let _ = container.group.kill();
         self.report_oom(&container);
         let oom_killed = container.oom_reported.load(Ordering::Relaxed) > 0;
+        self.volume_mounts.settle(&container.id).await;
         let message = report::termination_message(Path::new(&container.termination_message_path));
         let status = container.first.end(exit, oom_killed, message).await;
         self.events.push(Event {
@@ -258,6 +261,7 @@ impl Inner {
         let exit = launched.exit;
         tokio::spawn(async move {
             if let Ok(exit) = exit.await {
+                self.volume_mounts.settle(&name.container).await;
                 let status = process.end(exit, false, String::new()).await;
                 if is_own_run(&name.exec) {
                     return;
@@ -332,6 +336,7 @@ impl Inner {
                 DEATH_WAIT.as_secs()
             )));
         }
+        self.volume_mounts.remove(&name.container);
         self.oom.remove(&name.container);
         self.state().containers.remove(&name.container);
         let execs: Vec<String> = container.execs().keys().cloned().collect();

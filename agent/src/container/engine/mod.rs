@@ -26,6 +26,7 @@ use super::group::Group;
 use super::plan::Plan;
 use super::pod_users::PodUsers;
 use super::step::StepError;
+use super::volume_mounts::VolumeMounts;
 use crate::event_log::EventLog;
 use crate::process::Reaper;
 use crate::stdio::{ProcessStreams, Tail};
@@ -67,6 +68,7 @@ struct Inner {
     events: EventLog,
     oom: OomWatch,
     device_filters: DeviceFilters,
+    volume_mounts: VolumeMounts,
     next_run: AtomicU64,
     // Shared by all calls and the tasks of all processes; never held across an await.
     state: Mutex<State>,
@@ -113,6 +115,7 @@ impl Engine {
                 events,
                 oom: OomWatch::new()?,
                 device_filters: DeviceFilters::default(),
+                volume_mounts: VolumeMounts::default(),
                 next_run: AtomicU64::new(1),
                 state: Mutex::default(),
             }),
@@ -145,6 +148,11 @@ impl Engine {
     /// The empty directory at which the roots of new mount namespaces are attached.
     pub fn mount_point(&self) -> &Path {
         &self.inner.config.mount_point
+    }
+
+    /// What containers mount in volumes that they share with the host.
+    pub fn volume_mounts(&self) -> &VolumeMounts {
+        &self.inner.volume_mounts
     }
 
     /// The reaper of the agent, for other processes that it makes.

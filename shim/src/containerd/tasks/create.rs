@@ -81,6 +81,10 @@ impl Tasks {
         }
         let shares_pids = self.join_pids(&spec.pids, &mut config)?;
         sandbox.tree.add_member(id, &root, &spec.binds)?;
+        if let Err(fault) = sandbox.share_mounts(id, &spec.binds) {
+            sandbox.remove_member(id);
+            return Err(fault);
+        }
         let wanted = m::CreateContainerRequest {
             container_id: id.clone(),
             // A value that was read as JSON is always written again.
@@ -92,7 +96,7 @@ impl Tasks {
         let started = match sandbox.agent.create_container(&wanted).await {
             Ok(started) => started,
             Err(error) => {
-                sandbox.tree.remove_member(id);
+                sandbox.remove_member(id);
                 return Err(error.into());
             }
         };
@@ -113,7 +117,7 @@ impl Tasks {
             }
             Err(error) => {
                 let _ = sandbox.agent.delete_container(&reference(id, "")).await;
-                sandbox.tree.remove_member(id);
+                sandbox.remove_member(id);
                 Err(error.into())
             }
         }

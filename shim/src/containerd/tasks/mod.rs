@@ -395,7 +395,7 @@ impl Tasks {
         let pid = process.pid();
         if exec.is_empty() {
             if let Ok(sandbox) = self.sandbox().await {
-                sandbox.tree.remove_member(id);
+                sandbox.remove_member(id);
             }
             self.tasks().remove(id);
             let alone = self.tasks().is_empty();

@@ -1,5 +1,6 @@
 //! A running pod: events of the agent become logs, root file systems and status, until the pod or its machine ends.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -18,6 +19,7 @@ use crate::network::{self, PodNetwork};
 use crate::pod::agent::{Agent, AgentError};
 use crate::pod::boot::{self, Boot, CARD_MAC, Card};
 use crate::pod::clock;
+use crate::pod::host_mounts;
 use crate::pod::journal::chain;
 use crate::pod::lesson::Lesson;
 use crate::pod::record::VolumeSource;
@@ -129,6 +131,9 @@ pub(super) async fn run(
         let _ = timeout(SHUTDOWN_LIMIT, vmm.ended()).await;
     }
     let _ = vmm.kill(SHUTDOWN_LIMIT).await;
+    if let Some(mounts) = &prepared.mounts {
+        host_mounts::forget_all(mounts);
+    }
     prepared.tree.unmount();
     drop(prepared.ports);
     Ok(())
@@ -161,6 +166,9 @@ async fn start(
     pod.status.boot_ns = i64::try_from(booted.took.as_nanos()).unwrap_or(i64::MAX);
     let agent = booted.agent;
     disks::attach(pod, &mut booted.vmm, &agent).await?;
+    if let Some(mounts) = &prepared.mounts {
+        tokio::spawn(host_mounts::follow(agent.clone(), Arc::clone(mounts)));
+    }
     boot::while_alive(&paths.console(), &mut booted.vmm, async {
         agent
             .start_pod(&requests::start_request(pod))

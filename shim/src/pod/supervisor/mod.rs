@@ -25,6 +25,7 @@ use super::clock;
 use super::console::console_tail;
 use super::durable::{self, DurableError};
 use super::events::{EventLog, PodEvent};
+use super::host_mounts::HostMountError;
 use super::journal::{self, Journal, JournalError, chain};
 use super::process::ProcessIdentity;
 use super::record::PodRecord;
@@ -59,6 +60,9 @@ pub enum StartError {
     /// The machine.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// Volumes that share mounts with the host.
+    #[error("cannot share the mounts of a volume with the host")]
+    HostMounts(#[from] HostMountError),
     /// A disk.
     #[error(transparent)]
     Disk(#[from] disks::DiskError),

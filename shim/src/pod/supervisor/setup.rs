@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::statfs;
 
@@ -10,8 +11,10 @@ use super::{Pod, StartError};
 use crate::manifest::plan::HostPort;
 use crate::network::{self, HeldPorts, PodNetwork};
 use crate::pod::cgroup::{self, Limits};
+use crate::pod::guest_paths;
+use crate::pod::host_mounts::HostMounts;
 use crate::pod::journal::{Entry, Journal};
-use crate::pod::record::VolumeSource;
+use crate::pod::record::{PodRecord, VolumeSource};
 use crate::pod::tree::{self, HostsFile, SharedTree};
 
 /// Magic number of tmpfs (statfs(2)).
@@ -30,6 +33,9 @@ pub(super) struct Prepared {
     pub(super) cgroup: Option<std::fs::File>,
     pub(super) network: Option<PodNetwork>,
     pub(super) tree: SharedTree,
+    /// What containers mount on the host; `None`: they have no volume for that. Shared with whoever follows the agent; never held
+    /// across an await.
+    pub(super) mounts: Option<Arc<Mutex<HostMounts>>>,
     /// Held until the end.
     pub(super) ports: HeldPorts,
 }
@@ -65,6 +71,12 @@ pub(super) fn setup(pod: &mut Pod, mut journal: Journal) -> Result<Prepared, Sta
     for container in record.init_containers.iter().chain(&record.containers) {
         tree.mount_rootfs(container, 0)?;
     }
+    let mut mounts = None;
+    for (name, path) in shared_volumes(record) {
+        mounts
+            .get_or_insert_with(|| HostMounts::new(&pod.paths))
+            .share(format!("volumes/{name}"), path)?;
+    }
     if let Some(address) = address {
         pod.status.pod_ip = address.to_string();
     }
@@ -73,7 +85,34 @@ pub(super) fn setup(pod: &mut Pod, mut journal: Journal) -> Result<Prepared, Sta
         cgroup,
         network,
         tree,
+        mounts: mounts.map(|mounts| Arc::new(Mutex::new(mounts))),
         ports,
+    })
+}
+
+/// Names and paths of the host's directories that a container mounts with mountPropagation Bidirectional. Not those of a pod
+/// with a user namespace, whose mounts never go where there is more power.
+fn shared_volumes(record: &PodRecord) -> impl Iterator<Item = (&str, &Path)> {
+    let shared = |name: &str| {
+        let place = guest_paths::volume(name);
+        let containers = record.init_containers.iter().chain(&record.containers);
+        containers
+            .filter_map(|container| container.oci_spec.get("mounts")?.as_array())
+            .flatten()
+            .filter(|mount| {
+                let source = mount.get("source").and_then(serde_json::Value::as_str);
+                source.is_some_and(|source| Path::new(source).starts_with(&place))
+            })
+            .filter_map(|mount| mount.get("options")?.as_array())
+            .flatten()
+            .any(|option| option == "rshared")
+    };
+    let volumes = record.volumes.iter().filter(|_| record.users.is_none());
+    volumes.filter_map(move |volume| match &volume.source {
+        VolumeSource::HostPath { path, .. } if shared(&volume.name) => {
+            Some((&*volume.name, &**path))
+        }
+        _ => None,
     })
 }
 

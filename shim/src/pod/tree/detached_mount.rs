@@ -47,6 +47,17 @@ impl DetachedMount {
         Ok(Self(open_tree(CWD, source, flags)?))
     }
 
+    /// A copy of what is seen at `source` alone, in the mount namespace of the calling thread.
+    ///
+    /// # Errors
+    /// As open_tree(2).
+    pub fn of_open(source: &OwnedFd) -> io::Result<Self> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH;
+        Ok(Self(open_tree(source, c"", flags)?))
+    }
+
     /// What the host mounts below the source from now on appears in the copy as well, or does not. Nothing goes back.
     ///
     /// # Errors
@@ -76,6 +87,24 @@ impl DetachedMount {
                 ..Attributes::default()
             },
             recursive,
+        )
+    }
+
+    /// Takes the effect of set-user-id bits and device nodes away, and the right to write where it is `read_only`.
+    ///
+    /// # Errors
+    /// As mount_setattr(2).
+    pub fn restrict(&self, read_only: bool) -> io::Result<()> {
+        let mut set = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+        if read_only {
+            set |= libc::MOUNT_ATTR_RDONLY;
+        }
+        self.change(
+            Attributes {
+                set,
+                ..Attributes::default()
+            },
+            false,
         )
     }
 
@@ -117,6 +146,21 @@ impl DetachedMount {
             CWD,
             target,
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        )?)
+    }
+
+    /// Puts it onto `target`, which may be of another mount namespace than the one that it was copied in, if that is the calling
+    /// thread's.
+    ///
+    /// # Errors
+    /// As move_mount(2).
+    pub fn attach_open(self, target: &OwnedFd) -> io::Result<()> {
+        Ok(move_mount(
+            self.0.as_fd(),
+            c"",
+            target,
+            c"",
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
         )?)
     }
 

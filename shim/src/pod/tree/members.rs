@@ -23,6 +23,8 @@ pub struct HostBind {
     pub recursive: bool,
     /// What the host mounts below it later appears as well.
     pub follows_host: bool,
+    /// What a container mounts in it is mounted on the host as well.
+    pub shared: bool,
     /// Nobody in the pod writes to it; mounts below it stay as they are.
     pub read_only: bool,
     /// Nobody writes to what is mounted below it either.
@@ -228,6 +230,7 @@ mod tests {
             source: "/".into(),
             recursive: true,
             follows_host: false,
+            shared: false,
             read_only: true,
             all_read_only: false,
             mapped: false,

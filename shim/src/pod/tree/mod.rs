@@ -16,6 +16,7 @@ mod removal;
 mod snapshot_mount;
 mod volumes;
 
+pub(super) use detached_mount::DetachedMount;
 pub use etc_files::{HostsFile, resolv_conf};
 pub use files::{remove_old_files, write_files};
 pub use members::{HostBind, RootSource, is_missing, with_writable_parts};
@@ -93,6 +94,7 @@ fn failing<'a, E: Into<io::Error>>(
 /// When the process may not: it is not root.
 pub fn enter_namespace() -> Result<(), TreeError> {
     let root = Path::new("/");
+    super::host_mounts::remember().map_err(failing("keep hold of the mount namespace of", root))?;
     // SAFETY: CLONE_NEWNS unshares nothing that other code relies on (file descriptors stay shared).
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }
         .map_err(failing("make a mount namespace for", root))?;
