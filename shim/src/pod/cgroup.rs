@@ -53,10 +53,21 @@ pub fn create(path: &Path, limits: Limits) -> Result<(), CgroupError> {
             source,
         }
     };
-    if let Some(parent) = path.parent() {
-        delegate(parent);
-    }
-    match fs::create_dir(path) {
+    let parent = path.parent().unwrap_or(path);
+    delegate(parent);
+    let made = match fs::create_dir(path) {
+        // A client of containerd names a parent that nobody has made.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs::create_dir_all(parent).map_err(fail("make the parent of"))?;
+            if let Some(top) = parent.parent() {
+                delegate(top);
+            }
+            delegate(parent);
+            fs::create_dir(path)
+        }
+        made => made,
+    };
+    match made {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             return Err(fail("make")(error));
         }
