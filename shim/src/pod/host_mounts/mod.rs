@@ -283,6 +283,14 @@ impl HostMounts {
             }
             let target =
                 beneath(&directory, rest).map_err(failing("open the mount point", &path))?;
+            let place = fstat(&target).map_err(failing("look at", &path))?;
+            // A link, most of all.
+            if FileType::from_raw_mode(place.st_mode) != kind {
+                return Err(HostMountError::Told {
+                    what: "a mount point of the kind of its source",
+                    path: super::status::bounded(&mount.place),
+                });
+            }
             if !is_shared(&target).map_err(failing("look at the mount of", &path))? {
                 return Ok(false);
             }
