@@ -366,13 +366,11 @@ impl Agent for AgentService {
         _context: &TtrpcContext,
         request: NextEventsRequest,
     ) -> Answer<NextEventsResponse> {
-        let events = self.engine.events();
-        let mut answer = events.next(request.after_sequence, request.wait_ms).await;
-        if !answer.events.is_empty() {
-            // Not of a pod whose containers are made one by one.
-            answer.status = self.pod.status().ok().into();
-        }
-        Ok(answer)
+        Ok(self
+            .engine
+            .events()
+            .next(request.after_sequence, request.wait_ms)
+            .await)
     }
 
     async fn next_mounts(

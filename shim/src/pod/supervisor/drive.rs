@@ -363,14 +363,7 @@ async fn take_events(
     for event in &batch.events {
         containers.take(pod, agent, event).await;
     }
-    // Just after an event the agent may still be on its way to the status that follows. Of a container that was made, more is
-    // going to be heard, so that what came along will do.
-    let more_follows = batch.events.iter().all(is_creation);
-    let told = match batch.status.into_option().filter(|_| more_follows) {
-        Some(told) => Ok(told),
-        None => agent.get_pod_status(&m::Empty::new()).await,
-    };
-    match told {
+    match agent.get_pod_status(&m::Empty::new()).await {
         Ok(told) => {
             let before = pod.status.phase;
             pod.status.update(&told, clock::now_ns());
@@ -388,11 +381,6 @@ async fn take_events(
         event.kind.enum_value_or(m::EventKind::UNKNOWN) == m::EventKind::POD_FINISHED
     };
     pod.status.phase.is_final() && batch.events.iter().any(last)
-}
-
-/// Whether a container was made, which has not started.
-fn is_creation(event: &m::Event) -> bool {
-    event.kind.enum_value_or(m::EventKind::UNKNOWN) == m::EventKind::CONTAINER_CREATED
 }
 
 /// Whether a container has started.
