@@ -11,9 +11,13 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use vmpod_agent_protocol::limits::{EVENT_WAIT_MS, EVENTS_KEPT, EVENTS_PER_ANSWER};
-use vmpod_agent_protocol::messages::{Event, NextEventsResponse};
+use vmpod_agent_protocol::messages::{Event, EventKind, NextEventsResponse};
 
 use crate::clock;
+
+/// How long the news of a creation waits for that of the start, which most often follows at once: each answer costs the host
+/// a round of work.
+const CREATION_WAIT: Duration = Duration::from_millis(10);
 
 /// A handle to the log; clones share one log.
 #[derive(Clone, Debug)]
@@ -80,10 +84,11 @@ impl EventLog {
     }
 
     /// Events after number `after`, at most [`EVENTS_PER_ANSWER`]. With none, waits up to `wait_ms` milliseconds
-    /// (cut to [`EVENT_WAIT_MS`]) for one and may answer with none.
+    /// (cut to [`EVENT_WAIT_MS`]) for one and may answer with none. Creations alone are told [`CREATION_WAIT`] later.
     pub async fn next(&self, after: u64, wait_ms: u32) -> NextEventsResponse {
         let deadline =
             Instant::now() + Duration::from_millis(u64::from(wait_ms.min(EVENT_WAIT_MS)));
+        let mut company: Option<Instant> = None;
         loop {
             // Registered before the look, so that a push between the look and the wait is not missed.
             let pushed = self.shared.pushed.notified();
@@ -91,7 +96,12 @@ impl EventLog {
             pushed.as_mut().enable();
             let answer = self.look(after);
             if !answer.events.is_empty() {
-                return answer;
+                let until = *company.get_or_insert_with(|| Instant::now() + CREATION_WAIT);
+                if !answer.events.iter().all(is_creation) || Instant::now() >= until {
+                    return answer;
+                }
+                let _ = tokio::time::timeout_at(until, pushed).await;
+                continue;
             }
             if tokio::time::timeout_at(deadline, pushed).await.is_err() {
                 return self.look(after);
@@ -127,6 +137,10 @@ impl EventLog {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_creation(event: &Event) -> bool {
+    event.kind.enum_value_or(EventKind::UNKNOWN) == EventKind::CONTAINER_CREATED
 }
 
 #[cfg(test)]
@@ -174,6 +188,29 @@ mod tests {
         assert_eq!(answer.events.len(), 1);
         assert_eq!(answer.events[0].container_id, "b");
         assert!(answer.events[0].at_ns > 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn creation_comes_with_the_start_that_follows_or_a_little_later_alone() {
+        let of = |kind: EventKind| Event {
+            kind: kind.into(),
+            ..Default::default()
+        };
+        let log = EventLog::new();
+        log.push(of(EventKind::CONTAINER_CREATED));
+        let other = log.clone();
+        let waiting = tokio::spawn(async move { other.next(0, 20_000).await });
+        tokio::time::sleep(CREATION_WAIT / 2).await;
+        log.push(of(EventKind::CONTAINER_STARTED));
+        assert_eq!(waiting.await.unwrap().events.len(), 2);
+        log.push(of(EventKind::CONTAINER_CREATED));
+        let before = Instant::now();
+        assert_eq!(log.next(2, 20_000).await.events.len(), 1);
+        let took = before.elapsed();
+        assert!(
+            took >= CREATION_WAIT && took < 2 * CREATION_WAIT,
+            "{took:?}"
+        );
     }
 
     #[tokio::test]

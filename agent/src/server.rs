@@ -12,12 +12,11 @@ use ttrpc::{Code, get_status};
 use vmpod_agent_protocol::PROTOCOL_VERSION;
 use vmpod_agent_protocol::limits::{NAME_BYTES, OCI_SPEC_BYTES};
 use vmpod_agent_protocol::messages::{
-    AttachBlockRequest, BlockDevice, ConfigureSandboxRequest, CreateContainerRequest,
-    CreateExecRequest, Empty, ExitStatus, HandshakeRequest, HandshakeResponse,
-    ListProcessesResponse, NextEventsRequest, NextEventsResponse, NextMountsRequest,
-    NextMountsResponse, PidNamespace, PodStatus, ProcessRef, ProcessStarted, ProvideRootfsRequest,
-    ResizeTerminalRequest, ResumeRequest, SignalRequest, StartPodRequest, StatsRequest,
-    StatsResponse, StopPodRequest, UpdateContainerRequest,
+    AttachBlockRequest, BlockDevice, CreateContainerRequest, CreateExecRequest, Empty, ExitStatus,
+    HandshakeRequest, HandshakeResponse, ListProcessesResponse, NextEventsRequest,
+    NextEventsResponse, NextMountsRequest, NextMountsResponse, PidNamespace, PodStatus, ProcessRef,
+    ProcessStarted, ProvideRootfsRequest, ResizeTerminalRequest, SignalRequest, StartPodRequest,
+    StatsRequest, StatsResponse, StopPodRequest, UpdateContainerRequest,
 };
 use vmpod_agent_protocol::service::{Agent, create_agent};
 
@@ -26,7 +25,7 @@ use crate::container::{
     ContainerError, Containers as _, CreateContainer, CreateExec, Engine, ProcessName,
 };
 use crate::pod::{PodDriver, PodError};
-use crate::sandbox::{self, Sandbox};
+use crate::sandbox::Sandbox;
 
 /// Optional abilities, named in the handshake.
 const FEATURES: [&str; 5] = ["pod", "exec", "archive", "connect", "mounts"];
@@ -143,6 +142,9 @@ impl Agent for AgentService {
                 ),
             ));
         }
+        if let Some(sandbox) = request.sandbox.as_ref() {
+            self.sandbox.configure(sandbox).map_err(of_container)?;
+        }
         Ok(HandshakeResponse {
             version: PROTOCOL_VERSION,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -151,22 +153,6 @@ impl Agent for AgentService {
             ready_at_us: self.ready_at_us,
             ..Default::default()
         })
-    }
-
-    async fn configure_sandbox(
-        &self,
-        _context: &TtrpcContext,
-        request: ConfigureSandboxRequest,
-    ) -> Answer {
-        self.sandbox.configure(&request).map_err(of_container)?;
-        Ok(Empty::default())
-    }
-
-    async fn resume(&self, _context: &TtrpcContext, request: ResumeRequest) -> Answer {
-        bounded("entropy", request.entropy.len(), NAME_BYTES)?;
-        sandbox::resume(request.clock_realtime_ns, &request.entropy)
-            .map_err(|error| refusal(Code::INTERNAL, error))?;
-        Ok(Empty::default())
     }
 
     async fn attach_block(
@@ -366,11 +352,10 @@ impl Agent for AgentService {
         _context: &TtrpcContext,
         request: NextEventsRequest,
     ) -> Answer<NextEventsResponse> {
-        Ok(self
-            .engine
-            .events()
-            .next(request.after_sequence, request.wait_ms)
-            .await)
+        let events = self.engine.events();
+        let mut answer = events.next(request.after_sequence, request.wait_ms).await;
+        answer.status = self.pod.status_after(&answer.events).await.into();
+        Ok(answer)
     }
 
     async fn next_mounts(

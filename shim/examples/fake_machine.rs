@@ -224,25 +224,19 @@ impl Agent for Guest {
     async fn handshake(
         &self,
         _: &TtrpcContext,
-        _: m::HandshakeRequest,
+        request: m::HandshakeRequest,
     ) -> ttrpc::Result<m::HandshakeResponse> {
+        if let Some(sandbox) = request.sandbox.as_ref() {
+            assert_eq!(sandbox.interfaces.len(), 1);
+            assert!(std::fs::read_to_string(self.shared.join("etc/hosts")).is_ok());
+            // What a hostile guest could try: the tree itself is read-only.
+            assert!(std::fs::write(self.shared.join("planted"), "x").is_err());
+        }
         Ok(m::HandshakeResponse {
             version: PROTOCOL_VERSION,
             agent_version: "fake".into(),
             ..Default::default()
         })
-    }
-
-    async fn configure_sandbox(
-        &self,
-        _: &TtrpcContext,
-        request: m::ConfigureSandboxRequest,
-    ) -> ttrpc::Result<m::Empty> {
-        assert_eq!(request.interfaces.len(), 1);
-        assert!(std::fs::read_to_string(self.shared.join("etc/hosts")).is_ok());
-        // What a hostile guest could try: the tree itself is read-only.
-        assert!(std::fs::write(self.shared.join("planted"), "x").is_err());
-        Ok(m::Empty::new())
     }
 
     async fn start_pod(

@@ -68,6 +68,48 @@ fn pod_is_reached_on_localhost_by_address_by_host_port_and_from_another_pod() {
     );
 }
 
+/// A file that holds nonsense until this goes.
+struct Broken {
+    path: &'static str,
+    text: Vec<u8>,
+}
+
+impl Broken {
+    fn new(path: &'static str) -> Self {
+        let text = std::fs::read(path).expect("read the file");
+        std::fs::write(path, "nonsense").expect("break the file");
+        Self { path, text }
+    }
+}
+
+impl Drop for Broken {
+    fn drop(&mut self) {
+        let _ = std::fs::write(self.path, &self.text);
+    }
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
+fn pod_whose_way_beyond_the_host_cannot_be_made_fails_and_says_why() {
+    // Holds bridge and rules, which are left alone while the settings cannot be read.
+    let keeper = Pod::idle();
+    let pod = Pod::idle();
+    let settings = "/run/vmpod/network/settings.json";
+    let broken = Broken::new(settings);
+    // It may end with its pod.
+    let _ = pod.exec("c", &["ping", "-c", "1", "-W", "1", "192.0.2.77"]);
+    let found = pod.await_phase("Failed");
+    drop(broken);
+    let status = &found["status"];
+    assert_eq!(status["reason"], "NetworkFailed", "{status}");
+    let message = status["message"].as_str().unwrap_or_default();
+    assert!(
+        message.contains("cannot send beyond the pods' network") && message.contains(settings),
+        "{message}"
+    );
+    assert_eq!(keeper.sh("c", "echo well"), "well\n");
+}
+
 #[test]
 #[ignore = "starts virtual machines: run by cargo xtask test"]
 fn pod_reaches_the_network_beyond_the_host_through_nat() {

@@ -235,6 +235,48 @@ fn bidirectional_mount_is_seen_by_a_neighbour() {
 
 #[test]
 #[ignore = "starts virtual machines: run by cargo xtask test"]
+fn bidirectional_bind_in_a_host_path_is_a_mount_of_the_host_until_the_pod_ends() {
+    let pod = Pod::new(
+        "
+  terminationGracePeriodSeconds: 1
+  volumes: [{name: v, hostPath: {path: DIR/shared, type: DirectoryOrCreate}}]
+  containers:
+  - name: mounter
+    image: busybox
+    securityContext: {privileged: true}
+    command: [sleep, '1000']
+    volumeMounts: [{name: v, mountPath: /v, mountPropagation: Bidirectional}]",
+    );
+    pod.start();
+    pod.await_phase("Running");
+    let point = pod.directory.path().join("shared/point");
+    let mounts = || {
+        let text = std::fs::read_to_string("/proc/self/mountinfo").expect("read mountinfo");
+        let place = format!(" {} ", point.display());
+        text.lines().filter(|line| line.contains(&place)).count()
+    };
+    let mount =
+        "mkdir -p /v/real /v/point && echo text > /v/real/file && mount --bind /v/real /v/point";
+    assert_eq!(pod.sh("mounter", mount), "");
+    assert_eq!(mounts(), 1);
+    assert_eq!(
+        std::fs::read_to_string(point.join("file")).expect("read through the mount"),
+        "text\n"
+    );
+    assert_eq!(pod.sh("mounter", "umount /v/point"), "");
+    eventually("the end of the mount on the host", || {
+        (mounts() == 0).then_some(())
+    });
+    // What a pod leaves mounted goes with it.
+    assert_eq!(pod.sh("mounter", mount), "");
+    assert_eq!(mounts(), 1);
+    vmpod(["stop", &pod.name]).ok();
+    assert_eq!(mounts(), 0);
+    assert!(point.is_dir() && !point.join("file").exists());
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
 fn config_map_comes_from_a_file_of_its_own() {
     let pod = Pod::new(
         "

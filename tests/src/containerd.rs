@@ -21,6 +21,9 @@ fn root() -> PathBuf {
 /// What does not outlive a boot.
 const STATE: &str = "/run/vmpod-test-containerd";
 
+/// The cgroup that the pods' own are in, below the root of the hierarchy. The kubelet makes its own before any pod.
+pub(crate) const CGROUP_PARENT: &str = "/vmpod-test";
+
 /// Name of the image that sandboxes run under runtimes that need one.
 const PAUSE: &str = "vmpod.test/pause:1";
 
@@ -88,6 +91,8 @@ impl Containerd {
                 ranges = subnets(),
             ),
         );
+        fs::create_dir_all(format!("/sys/fs/cgroup{CGROUP_PARENT}"))
+            .expect("make the pods' cgroup");
         containerd.launch();
         containerd.image("busybox");
         let pause = SmallImage::pause();

@@ -2,7 +2,9 @@
 //! emulated node. Callers run the very same commands either way.
 
 use std::fs::{self, OpenOptions};
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use anyhow::{Context, Result};
 
@@ -42,6 +44,30 @@ impl Host {
         );
         node::up(&place, &Start::default())?;
         Ok(Self::Node(place))
+    }
+
+    /// Another host like this one for what can be done at the same time, brought up. None where this machine is the host, or
+    /// has no processor or memory to spare for a second node.
+    ///
+    /// # Errors
+    /// When the node does not come up.
+    pub fn beside(&self) -> Result<Option<Self>> {
+        let Self::Node(place) = self else {
+            return Ok(None);
+        };
+        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let start = Start::default();
+        if processors < 2 || available_mib(&memory) < 2 * start.memory {
+            return Ok(None);
+        }
+        let second = Place::open(&format!("{}-second", place.name))?;
+        eprintln!(
+            "what can be done at the same time is done in node {}",
+            second.name
+        );
+        node::up(&second, &start)?;
+        Ok(Some(Self::Node(second)))
     }
 
     /// Makes the bundle's files quick to reach from where pods run, and returns the folder to run
@@ -107,6 +133,15 @@ impl Host {
     }
 }
 
+/// `MemAvailable` of `/proc/meminfo` (proc(5)) in MiB, 0 when it is not there.
+fn available_mib(meminfo: &str) -> u64 {
+    meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
+        .map_or(0, |kib| kib / 1024)
+}
+
 fn has_virtualisation(cpuinfo: &str) -> bool {
     cpuinfo
         .lines()
@@ -128,6 +163,15 @@ fn kvm_opens() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn available_mib_is_that_of_its_line() {
+        assert_eq!(
+            available_mib("MemTotal: 9999999 kB\nMemAvailable:    2097152 kB\n"),
+            2048
+        );
+        assert_eq!(available_mib("MemFree: 1 kB\n"), 0);
+    }
 
     #[test]
     fn has_virtualisation_with_similar_flag_is_false() {

@@ -3,6 +3,7 @@
 //! pods. Every stage runs even when an earlier one failed, so that one run tells everything; the
 //! closing line counts, and the exit status is 0 only when nothing failed.
 
+mod end_to_end;
 mod programs;
 mod tally;
 
@@ -12,11 +13,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use self::programs::Program;
 use self::tally::Tally;
-use crate::bundle;
-use crate::host::Host;
-use crate::images;
 use crate::packages::{self, wanted};
 use crate::process;
 use crate::progress::{Step, seconds};
@@ -37,37 +34,6 @@ pub struct TestArgs {
     /// Only tests whose name contains this; format, lints and rules are left out then
     filter: Option<String>,
 }
-
-/// The test program whose cases drive containerd, and the package that has it.
-const CONTAINERD: &str = "containerd";
-
-/// Releases whose containerd is driven as well, and the cases that are about the seam between containerd and the shim:
-/// 1.7, and the newest that Debian has, 2.1 or later, where the runtime makes the sandbox itself.
-const OTHER_CONTAINERDS: [(&str, &[&str]); 2] = [
-    (
-        "trixie",
-        &["tasks::", "pods::", "exec_with", "port_forward"],
-    ),
-    (
-        "sid",
-        &[
-            "tasks::",
-            "pods::",
-            "accidents::",
-            "streams::",
-            "exec_with",
-            "port_forward",
-            "user_namespace",
-            "interface_has",
-            "stats_count",
-            "bad_input::",
-        ],
-    ),
-];
-
-/// End-to-end tests that may fail and pass when run again, in one run of everything. They drive clocks, signals and
-/// machines of an emulated host whose speed changes under them; more than these few are a fault of the change.
-const UNSTEADY_TESTS: usize = 3;
 
 /// What all stages together found.
 #[derive(Debug, Default)]
@@ -116,7 +82,7 @@ pub fn run(args: &TestArgs) -> Result<u8> {
         let left_out = report.tests.take_skipped();
         let before = report.tests.seen();
         report.stage("end-to-end tests", |tally| {
-            end_to_end_tests(args.debug, filter, tally)
+            end_to_end::run(args.debug, filter, tally)
         });
         if report.tests.seen() == before {
             report.tests.put_back(left_out);
@@ -192,67 +158,6 @@ fn unit_tests(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
     no_result_is_an_error(&broken)
 }
 
-/// Runs the tests that need a host for pods on one, in every test program that has any.
-fn end_to_end_tests(debug: bool, filter: Option<&str>, tally: &mut Tally) -> Result<()> {
-    let programs = programs::build()?;
-    let bundle = bundle::build(debug)?;
-    let host = Host::ready()?;
-    let place = host.place_bundle(&bundle)?;
-    images::ensure(&images::all(), &host, &place, images::Refresh::Changed)?;
-    // For others than vmpod that want the images too.
-    let archives = images::archives()?.join(":");
-    let binary = place.join("bin/vmpod").to_string_lossy().into_owned();
-    let mut environment = vec![
-        ("VMPOD_BIN".to_owned(), binary),
-        ("VMPOD_IMAGES".to_owned(), archives),
-    ];
-    if debug {
-        environment.push(("VMPOD_DEBUG_BUNDLE".to_owned(), "1".to_owned()));
-    }
-    let mut broken = Vec::new();
-    let mut run = |title: &str, program: &Program, filters: &[&str], environment: Vec<_>| {
-        eprintln!("-- {title}");
-        let run = |more: &[&str], tally: &mut Tally| {
-            let mut arguments = vec![program.executable.clone()];
-            arguments.extend(["--ignored", "--test-threads=1"].map(str::to_owned));
-            arguments.extend(more.iter().map(|&argument| argument.to_owned()));
-            let invocation = program.invocation(arguments, environment.clone());
-            counted(tally, |lines| host.run(&invocation, Some(lines)))
-        };
-        let before = tally.failures().len();
-        let status = run(filters, tally)?;
-        broken.extend(status.map(|status| format!("{title} ({status})")));
-        let failed = tally.failures().get(before..).unwrap_or_default().to_vec();
-        if !failed.is_empty() && tally.unsteady().len() + failed.len() <= UNSTEADY_TESTS {
-            eprintln!("-- {title}, once more: {}", failed.join(", "));
-            let mut arguments = vec!["--exact"];
-            arguments.extend(failed.iter().map(String::as_str));
-            let mut second = Tally::default();
-            run(&arguments, &mut second)?;
-            tally.run_again(&failed, &second);
-        }
-        anyhow::Ok(())
-    };
-    for program in &programs {
-        if program.has_ignored_tests(filter)? {
-            let filters: Vec<&str> = filter.into_iter().collect();
-            run(&program.title(), program, &filters, environment.clone())?;
-        }
-        if filter.is_none() && program.name == CONTAINERD {
-            for (release, cases) in OTHER_CONTAINERDS {
-                let place = packages::unpacked_of_release(release, &[CONTAINERD])?;
-                let programs = place.join("usr/bin");
-                let path = std::env::var("PATH").unwrap_or_default();
-                let mut environment = environment.clone();
-                environment.push(("PATH".to_owned(), format!("{}:{path}", programs.display())));
-                let title = format!("{}, containerd of {release}", program.title());
-                run(&title, program, cases, environment)?;
-            }
-        }
-    }
-    no_result_is_an_error(&broken)
-}
-
 /// Shows and counts the lines of one test program. Returns its exit status when that says failure
 /// and no test was counted as failed: the program itself broke.
 fn counted(
@@ -265,6 +170,11 @@ fn counted(
         tally.line(line);
     })?;
     Ok((status != 0 && tally.failed() == before).then_some(status))
+}
+
+/// The exit status of a program that ended badly without a test of its own to blame.
+fn without_result(status: u8, tally: &Tally) -> Option<u8> {
+    (status != 0 && tally.failed() == 0).then_some(status)
 }
 
 fn run_lines(command: &mut Command, lines: &mut dyn FnMut(&str)) -> Result<u8> {

@@ -18,7 +18,7 @@ pub const MESSAGE_BYTES: usize = 4096;
 pub const EVENT_WAIT_MS: u32 = 30_000;
 /// Bytes of the header line of a byte stream, newline included.
 pub const STREAM_HEADER_BYTES: usize = 16 * 1024;
-/// Interfaces, routes, neighbours, shares or volumes in one `ConfigureSandbox`, each.
+/// Interfaces, routes, neighbours, shares or volumes of a sandbox, each.
 pub const SANDBOX_ITEMS: usize = 1024;
 /// Words of a probe's or hook's command, and header fields of its HTTP request, each.
 pub const HANDLER_ITEMS: usize = 1024;

@@ -30,7 +30,7 @@ const NODES: &str = "/dev/vmpod";
 /// What is not there or cannot be opened is left to the container's first process, which has words for it.
 pub fn settle(plan: &RootPlan) {
     for mount in &plan.mounts {
-        if mount.options.bind.is_some() {
+        if mount.options.bind.is_some() && !mount.options.file {
             let _ = open_as(Path::new(&mount.source), OFlag::O_DIRECTORY);
         }
     }
@@ -102,6 +102,30 @@ pub fn open(path: &Path) -> io::Result<(OwnedFd, Kind)> {
     }
 }
 
+/// The sources that are known to be files ([`super::mount_options::MountOptions::file`]). Of those in one directory, which
+/// follow one another, the way there is gone once: in a shared tree each step is asked of the host.
+#[derive(Debug, Default)]
+pub struct Files {
+    directory: Option<(PathBuf, OwnedFd)>,
+}
+
+impl Files {
+    /// Opens the file (O_PATH). Links may not lead out of its directory.
+    pub fn open(&mut self, path: &Path) -> io::Result<OwnedFd> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidFilename.into());
+        };
+        let (_, directory) = match self.directory.take().filter(|(there, _)| there == parent) {
+            Some(same) => self.directory.insert(same),
+            None => {
+                let opened = open_as(parent, OFlag::O_DIRECTORY)?;
+                self.directory.insert((parent.to_owned(), opened))
+            }
+        };
+        inside::open_beneath(directory, Path::new(name), OFlag::empty())
+    }
+}
+
 fn open_as(path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
     match path.strip_prefix(GUEST_ROOT) {
         Ok(below) if !below.as_os_str().is_empty() => {
@@ -113,5 +137,30 @@ fn open_as(path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
             OFlag::O_PATH | OFlag::O_CLOEXEC | flags,
             Mode::empty(),
         )?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn files_of_several_directories_are_the_ones_named_and_links_stay_inside() {
+        let tree = tempfile::tempdir().unwrap();
+        let mut files = Files::default();
+        for (part, name) in [("a", "one"), ("a", "two"), ("b", "one")] {
+            let path = tree.path().join(part).join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, "x").unwrap();
+            let opened = files.open(&path).unwrap();
+            let opened = nix::sys::stat::fstat(&opened).unwrap();
+            assert_eq!(opened.st_ino, fs::metadata(&path).unwrap().ino());
+        }
+        symlink("/etc/passwd", tree.path().join("b/out")).unwrap();
+        let error = files.open(&tree.path().join("b/out")).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EXDEV));
+        let error = files.open(&tree.path().join("c/one")).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
     }
 }

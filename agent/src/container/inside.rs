@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, readlinkat};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat, mknodat};
 
 /// Links to follow are resolved as if the root directory were `/`.
@@ -23,6 +23,9 @@ const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
 
 /// Attempts while somebody renames directories under the resolution (EAGAIN).
 const ATTEMPTS: usize = 32;
+
+/// Links that are followed to what is missing.
+const MAXIMUM_LINKS: usize = 8;
 
 /// What a mount point is made as when it is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,18 +107,30 @@ pub fn clean(path: &Path) -> PathBuf {
 }
 
 /// Opens `path` inside `root` as an O_PATH descriptor; what is missing is made, parents as directories and the last
-/// component as `kind`.
+/// component as `kind`. A link to what is not there has its target made, as other runtimes do.
 pub fn open_or_make(root: impl AsFd, path: &Path, kind: Kind) -> io::Result<OwnedFd> {
-    let root = root.as_fd();
-    let path = clean(path);
-    match open(root, &path, OFlag::O_PATH) {
+    open_or_make_through(root.as_fd(), &clean(path), kind, MAXIMUM_LINKS)
+}
+
+fn open_or_make_through(
+    root: BorrowedFd<'_>,
+    path: &Path,
+    kind: Kind,
+    links: usize,
+) -> io::Result<OwnedFd> {
+    let (Some(parent_path), Some(name)) = (path.parent(), path.file_name()) else {
+        return open(root, path, OFlag::O_PATH);
+    };
+    // A file is most often missing, so that it is made first: in a shared tree each look for it is asked of the host.
+    let there = match kind {
+        Kind::Directory => open(root, path, OFlag::O_PATH),
+        Kind::File => Err(Errno::ENOENT.into()),
+    };
+    match there {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
         other => return other,
     }
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(Errno::ENOENT.into());
-    };
-    let parent = open_or_make(root, parent, Kind::Directory)?;
+    let parent = open_or_make_through(root, parent_path, Kind::Directory, links)?;
     let made = match kind {
         Kind::Directory => mkdirat(&parent, name, Mode::from_bits_truncate(0o755)),
         Kind::File => mknodat(
@@ -127,11 +142,19 @@ pub fn open_or_make(root: impl AsFd, path: &Path, kind: Kind) -> io::Result<Owne
         ),
     };
     match made {
-        // A dangling link has the name: opening it below says so.
         Ok(()) | Err(Errno::EEXIST) => {}
         Err(error) => return Err(error.into()),
     }
-    open(root, &path, OFlag::O_PATH)
+    match open(root, path, OFlag::O_PATH) {
+        // The name is a link to nothing.
+        Err(error) if made.is_err() && error.raw_os_error() == Some(libc::ENOENT) => {
+            let left = links.checked_sub(1).ok_or(Errno::ELOOP)?;
+            let target = readlinkat(&parent, name)?;
+            let target = clean(&parent_path.join(target));
+            open_or_make_through(root, &target, kind, left)
+        }
+        other => other,
+    }
 }
 
 /// Whether an O_PATH descriptor refers to a directory.
@@ -166,6 +189,39 @@ mod tests {
         let (directory, fd) = root();
         open_or_make(&fd, Path::new("/../../x/./y/../z"), Kind::File).unwrap();
         assert!(directory.path().join("x/z").is_file());
+    }
+
+    #[test]
+    fn mount_point_that_is_a_link_to_nothing_is_made_where_it_leads() {
+        let (directory, fd) = root();
+        let at = |path: &str| directory.path().join(path);
+        fs::create_dir(at("etc")).unwrap();
+        symlink("../run/resolve/stub.conf", at("etc/resolv.conf")).unwrap();
+        symlink("/run/lock", at("lock")).unwrap();
+        open_or_make(&fd, Path::new("/etc/resolv.conf"), Kind::File).unwrap();
+        assert!(at("run/resolve/stub.conf").is_file());
+        open_or_make(&fd, Path::new("/lock/x"), Kind::Directory).unwrap();
+        assert!(at("run/lock/x").is_dir());
+        // Neither out of the root nor for ever.
+        symlink("../../../../out", at("etc/out")).unwrap();
+        open_or_make(&fd, Path::new("/etc/out"), Kind::File).unwrap();
+        assert!(at("out").is_file());
+        symlink("loop", at("loop")).unwrap();
+        let error = open_or_make(&fd, Path::new("/loop"), Kind::File).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ELOOP));
+    }
+
+    #[test]
+    fn file_that_is_there_is_kept_as_is_a_directory_in_its_place() {
+        let (directory, fd) = root();
+        fs::write(directory.path().join("file"), "x").unwrap();
+        fs::create_dir(directory.path().join("directory")).unwrap();
+        for name in ["file", "directory"] {
+            let path = Path::new("/").join(name);
+            open_or_make(&fd, &path, Kind::File).unwrap();
+        }
+        assert_eq!(fs::read(directory.path().join("file")).unwrap(), b"x");
+        assert!(directory.path().join("directory").is_dir());
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod inside;
 mod link;
 mod mount_options;
 mod mount_tree;
+mod oci_config;
 mod plan;
 mod pod_users;
 mod process_plan;

@@ -8,6 +8,9 @@ use nix::mount::MsFlags;
 /// Prefix of the option by which the host names a path inside a volume (Kubernetes' subPath).
 const SUB_PATH: &str = "x-vmpod.subpath=";
 
+/// The option by which the host says that the source of a bind mount is a file of the pod's tree, no link and no mount.
+const FILE: &str = "x-vmpod.file";
+
 /// Attributes of mount_setattr(2) (include/uapi/linux/mount.h).
 pub mod attribute {
     /// Read-only.
@@ -77,6 +80,8 @@ pub struct MountOptions {
     pub propagation: Vec<MsFlags>,
     /// `x-vmpod.subpath=`: for a bind mount, the path below the source that is meant, resolved with the source as root.
     pub sub_path: Option<PathBuf>,
+    /// `x-vmpod.file`: the source of a bind mount is known to be a file.
+    pub file: bool,
     /// Everything else, comma-separated, for the file system itself.
     pub data: String,
 }
@@ -181,12 +186,17 @@ impl MountOptions {
             bind: None,
             propagation: Vec::new(),
             sub_path: None,
+            file: false,
             data: String::new(),
         };
         for option in options {
             let option = option.as_ref();
             if let Some(path) = option.strip_prefix(SUB_PATH) {
                 parsed.sub_path = Some(path.into());
+                continue;
+            }
+            if option == FILE {
+                parsed.file = true;
                 continue;
             }
             match effect(option) {
@@ -267,6 +277,13 @@ mod tests {
     fn option_of_a_sub_path_is_a_path_and_no_data() {
         let parsed = MountOptions::parse(&["rbind", "x-vmpod.subpath=a/b"]).unwrap();
         assert_eq!(parsed.sub_path, Some("a/b".into()));
+        assert_eq!(parsed.data, "");
+    }
+
+    #[test]
+    fn option_of_a_file_is_no_data() {
+        let parsed = MountOptions::parse(&["rbind", "x-vmpod.file"]).unwrap();
+        assert!(parsed.file);
         assert_eq!(parsed.data, "");
     }
 

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::MsFlags;
 use oci_spec::runtime::{
-    Hook, LinuxIdMapping, LinuxNamespaceType, LinuxPersonalityDomain, LinuxResources, Spec,
+    Hook, LinuxIdMapping, LinuxNamespaceType, LinuxPersonalityDomain, LinuxResources,
 };
 use serde_json::Value;
 
 use super::device::{Device, devices};
 use super::mount_options::{MountOptions, root_propagation};
+use super::oci_config::Config;
 use super::process_plan::ProcessPlan;
 use super::seccomp::{self, Filter};
 use super::sysctl::sysctls;
@@ -188,14 +189,14 @@ impl Plan {
         let value: Value = serde_json::from_slice(json)
             .map_err(|error| PlanError(format!("OCI specification is not JSON: {error}")))?;
         let process_json = value.get("process").cloned().unwrap_or(Value::Null);
-        let spec: Spec = serde_json::from_value(value)
+        let spec: Config = serde_json::from_value(value)
             .map_err(|error| PlanError(format!("OCI specification is not valid: {error}")))?;
         let process = ProcessPlan::from_spec(
-            spec.process()
+            spec.process
                 .as_ref()
                 .ok_or_else(|| PlanError::new("OCI specification has no process"))?,
         )?;
-        let linux = spec.linux().clone().unwrap_or_default();
+        let linux = spec.linux.clone().unwrap_or_default();
         let namespaces = namespaces(&linux)?;
         let root = root(&spec, &linux, rootfs, &namespaces, groups.join(id))?;
         let own_uts = namespaces.new & libc::CLONE_NEWUTS != 0;
@@ -208,10 +209,10 @@ impl Plan {
                     LinuxPersonalityDomain::PerLinux32 => 8,
                 });
         let mut state = serde_json::Map::new();
-        state.insert("ociVersion".into(), spec.version().clone().into());
+        state.insert("ociVersion".into(), spec.oci_version.clone().into());
         state.insert("id".into(), id.into());
         state.insert("bundle".into(), root.path.to_string_lossy().into());
-        if let Some(annotations) = spec.annotations() {
+        if let Some(annotations) = &spec.annotations {
             state.insert(
                 "annotations".into(),
                 annotations
@@ -224,8 +225,8 @@ impl Plan {
         Ok(Plan {
             id: id.to_owned(),
             root,
-            hostname: spec.hostname().clone().filter(|_| own_uts),
-            domainname: spec.domainname().clone().filter(|_| own_uts),
+            hostname: spec.hostname.clone().filter(|_| own_uts),
+            domainname: spec.domainname.clone().filter(|_| own_uts),
             sysctls: sysctls(linux.sysctl().iter().flatten())?,
             process,
             process_json,
@@ -307,13 +308,13 @@ fn namespaces(linux: &oci_spec::runtime::Linux) -> Result<NamespacePlan, PlanErr
 }
 
 fn root(
-    spec: &Spec,
+    spec: &Config,
     linux: &oci_spec::runtime::Linux,
     rootfs: Option<&str>,
     namespaces: &NamespacePlan,
     cgroup: PathBuf,
 ) -> Result<RootPlan, PlanError> {
-    let root = spec.root().as_ref();
+    let root = spec.root.as_ref();
     let path = match (rootfs, root) {
         (Some(path), _) => PathBuf::from(path),
         (None, Some(root)) => root.path().clone(),
@@ -341,7 +342,7 @@ fn root(
         readonly: root.and_then(oci_spec::runtime::Root::readonly) == Some(true),
         propagation,
         mounts: spec
-            .mounts()
+            .mounts
             .iter()
             .flatten()
             .map(mount)
@@ -389,8 +390,8 @@ fn mount(mount: &oci_spec::runtime::Mount) -> Result<Mount, PlanError> {
     })
 }
 
-fn hooks(spec: &Spec) -> Result<HookPlan, PlanError> {
-    let Some(hooks) = spec.hooks() else {
+fn hooks(spec: &Config) -> Result<HookPlan, PlanError> {
+    let Some(hooks) = &spec.hooks else {
         return Ok(HookPlan::default());
     };
     let list = |list: &Option<Vec<Hook>>| list.clone().unwrap_or_default();

@@ -3,12 +3,11 @@
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{
-    Capabilities, IOPriorityClass, LinuxSchedulerPolicy, PosixRlimitType, Process,
-};
+use oci_spec::runtime::{Capabilities, IOPriorityClass, LinuxSchedulerPolicy, PosixRlimitType};
 use serde_json::Value;
 use vmpod_agent_protocol::capability;
 
+use super::oci_config::Process;
 use super::plan::PlanError;
 
 /// Arguments and environment variables together, at most (the kernel's own limit is on bytes).
@@ -102,31 +101,36 @@ impl ProcessPlan {
 
     /// Checks a `process` object.
     pub fn from_spec(process: &Process) -> Result<Self, PlanError> {
-        let args = process.args().clone().unwrap_or_default();
+        if process.exec_cpu_affinity.is_some() {
+            return Err(PlanError::new(
+                "process.execCPUAffinity is not supported: an exec runs on the CPUs of its container",
+            ));
+        }
+        let args = process.args.clone().unwrap_or_default();
         if args.first().is_none_or(String::is_empty) {
             return Err(PlanError::new(
                 "process.args names no command: give the container a command or an image with an entrypoint",
             ));
         }
-        let cwd = process.cwd().clone();
+        let cwd = process.cwd.clone();
         if !cwd.is_absolute() {
             return Err(PlanError(format!(
                 "process.cwd {:?} is not an absolute path",
                 cwd.display()
             )));
         }
-        let env = process.env().clone().unwrap_or_default();
+        let env = process.env.clone().unwrap_or_default();
         if args.len() + env.len() > STRINGS {
             return Err(PlanError(format!(
                 "process has more than {STRINGS} arguments and variables"
             )));
         }
-        let user = process.user();
-        let capabilities = process.capabilities().as_ref();
+        let user = &process.user;
+        let capabilities = process.capabilities.as_ref();
         let set = |set: Option<&Option<Capabilities>>| mask(set.and_then(Option::as_ref));
         Ok(ProcessPlan {
-            terminal: process.terminal() == Some(true),
-            console_size: process.console_size().map(|size| {
+            terminal: process.terminal == Some(true),
+            console_size: process.console_size.map(|size| {
                 (
                     u16::try_from(size.height()).unwrap_or(0),
                     u16::try_from(size.width()).unwrap_or(0),
@@ -147,14 +151,14 @@ impl ProcessPlan {
                 ambient: set(capabilities.map(|sets| sets.ambient())),
             },
             rlimits: process
-                .rlimits()
+                .rlimits
                 .iter()
                 .flatten()
                 .map(|limit| (resource(limit.typ()), limit.soft(), limit.hard()))
                 .collect(),
-            no_new_privileges: process.no_new_privileges() == Some(true),
-            oom_score_adj: process.oom_score_adj(),
-            io_priority: process.io_priority().as_ref().map(|priority| {
+            no_new_privileges: process.no_new_privileges == Some(true),
+            oom_score_adj: process.oom_score_adj,
+            io_priority: process.io_priority.as_ref().map(|priority| {
                 let class = match priority.class() {
                     IOPriorityClass::IoprioClassRt => 1,
                     IOPriorityClass::IoprioClassBe => 2,
@@ -163,7 +167,7 @@ impl ProcessPlan {
                 (class << 13) | libc::c_int::try_from(priority.priority().clamp(0, 7)).unwrap_or(0)
             }),
             scheduler: process
-                .scheduler()
+                .scheduler
                 .as_ref()
                 .map(|scheduler| {
                     let policy = match scheduler.policy() {
@@ -302,6 +306,16 @@ mod tests {
             ProcessPlan::parse_exec(b"{\"cwd\":\"/\",\"user\":{},\"args\":[]}", &Value::Null)
                 .unwrap_err();
         assert!(error.to_string().contains("process.args"), "{error}");
+    }
+
+    #[test]
+    fn process_with_cpus_of_its_own_is_refused_by_the_fields_name() {
+        let json = br#"{"cwd":"/","user":{},"args":["a"],"execCPUAffinity":{"initial":"0"}}"#;
+        let error = ProcessPlan::parse_exec(json, &Value::Null).unwrap_err();
+        assert!(
+            error.to_string().contains("process.execCPUAffinity"),
+            "{error}"
+        );
     }
 
     #[test]

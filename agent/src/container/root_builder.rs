@@ -93,21 +93,30 @@ impl<'a> RootBuilder<'a> {
 
     /// Makes all mounts of the specification in their order.
     pub fn mount_all(&self) -> Result<(), StepError> {
+        let mut files = bind_source::Files::default();
         for mount in &self.plan.mounts {
-            self.mount(mount)?;
+            self.mount(mount, &mut files)?;
         }
         Ok(())
     }
 
-    fn mount(&self, mount: &Mount) -> Result<(), StepError> {
+    fn mount(&self, mount: &Mount, files: &mut bind_source::Files) -> Result<(), StepError> {
         match mount.options.bind {
-            Some(recursive) => self.bind(mount, Path::new(&mount.source), recursive),
-            None if matches!(mount.kind.as_str(), "cgroup" | "cgroup2") => self.cgroup(mount),
+            Some(recursive) => self.bind(mount, Path::new(&mount.source), recursive, files),
+            None if matches!(mount.kind.as_str(), "cgroup" | "cgroup2") => {
+                self.cgroup(mount, files)
+            }
             None => self.file_system(mount, &mount.kind),
         }
     }
 
-    fn bind(&self, mount: &Mount, source_path: &Path, recursive: bool) -> Result<(), StepError> {
+    fn bind(
+        &self,
+        mount: &Mount,
+        source_path: &Path,
+        recursive: bool,
+        files: &mut bind_source::Files,
+    ) -> Result<(), StepError> {
         let step = || {
             format!(
                 "mount volume {} (bind from {})",
@@ -115,7 +124,11 @@ impl<'a> RootBuilder<'a> {
                 source_path.display()
             )
         };
-        let (mut source, mut kind) = bind_source::open(source_path).at(step)?;
+        let (mut source, mut kind) = if mount.options.file {
+            (files.open(source_path).at(step)?, Kind::File)
+        } else {
+            bind_source::open(source_path).at(step)?
+        };
         if let Some(sub_path) = &mount.options.sub_path {
             // The volume is the root of the resolution: its links, which containers write, lead nowhere else.
             source = inside::open_or_make(&source, sub_path, Kind::Directory)
@@ -137,11 +150,11 @@ impl<'a> RootBuilder<'a> {
         mount_tree::attach(&tree, &target).at(step)
     }
 
-    fn cgroup(&self, mount: &Mount) -> Result<(), StepError> {
+    fn cgroup(&self, mount: &Mount, files: &mut bind_source::Files) -> Result<(), StepError> {
         if self.plan.own_cgroup_namespace {
             self.file_system(mount, "cgroup2")
         } else {
-            self.bind(mount, &self.plan.cgroup, true)
+            self.bind(mount, &self.plan.cgroup, true, files)
         }
     }
 

@@ -6,12 +6,13 @@
 mod announce;
 mod care;
 mod life;
+mod news;
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 use vmpod_agent_protocol::limits::MESSAGE_BYTES;
 use vmpod_agent_protocol::messages::{
@@ -21,6 +22,7 @@ use vmpod_agent_protocol::messages::{
 
 use self::care::Hook;
 use self::life::Life;
+pub(super) use self::news::Seen;
 use super::machine::{Action, Input, PodMachine, Time};
 use super::request::{self, Care, Checked, RequestError};
 use super::status::ContainerRecord;
@@ -64,12 +66,15 @@ pub struct PodDriver<C> {
     containers: C,
     // Shared by the service's calls and the driver's task; never held across an await.
     shared: Arc<Mutex<Shared>>,
+    published: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
 struct Shared {
     reports: Option<mpsc::UnboundedSender<Report>>,
     status: PodStatus,
+    /// How far the status is with each container, in the order of `wanted`.
+    seen: Vec<Seen>,
     /// Names in order, and the attempt each waits for a root file system for.
     wanted: Vec<(String, Option<u32>)>,
 }
@@ -113,6 +118,7 @@ impl<C: Containers> PodDriver<C> {
         Self {
             containers,
             shared: Arc::default(),
+            published: Arc::default(),
         }
     }
 
@@ -160,6 +166,7 @@ impl<C: Containers> PodDriver<C> {
             init_count,
             containers: self.containers.clone(),
             shared: Arc::clone(&self.shared),
+            published: Arc::clone(&self.published),
             reports: sender,
             began: Instant::now(),
             started_at_ns: clock::realtime_ns(),
@@ -253,6 +260,7 @@ struct Task<C> {
     init_count: usize,
     containers: C,
     shared: Arc<Mutex<Shared>>,
+    published: Arc<Notify>,
     reports: mpsc::UnboundedSender<Report>,
     began: Instant,
     started_at_ns: i64,
@@ -352,6 +360,7 @@ impl<C: Containers> Task<C> {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         self.publish(&mut shared);
         drop(shared);
+        self.published.notify_waiters();
         // Status first: whoever reads it because of an event must find the event's news in it.
         for action in actions {
             self.announce(action);
@@ -451,6 +460,7 @@ impl<C: Containers> Task<C> {
             .zip(self.machine.slots())
             .map(|(record, slot)| record.status(slot))
             .collect();
+        shared.seen = self.records.iter().map(ContainerRecord::seen).collect();
         let main = statuses.split_off(self.init_count.min(statuses.len()));
         shared.status = PodStatus {
             phase: super::status::phase(self.machine.phase()).into(),

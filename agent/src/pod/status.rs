@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use vmpod_agent_protocol::messages::{ContainerState, ContainerStatus, ExitStatus, PodPhase};
 
+use super::driver::Seen;
 use super::machine::{Phase, Slot, State};
 use crate::clock;
 
@@ -79,6 +80,14 @@ impl ContainerRecord {
         self.delay = delay;
         let delay = i64::try_from(delay.as_nanos()).unwrap_or(i64::MAX);
         self.next_start_ns = clock::realtime_ns().saturating_add(delay);
+    }
+
+    pub(super) fn seen(&self) -> Seen {
+        Seen {
+            attempt: self.attempt,
+            started: self.pid != 0,
+            ended: self.exit.is_some(),
+        }
     }
 
     pub(super) fn status(&self, slot: &Slot) -> ContainerStatus {

@@ -26,8 +26,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use vmpod_agent_protocol::GUEST_ROOT;
 use vmpod_agent_protocol::limits::{NAME_BYTES, SANDBOX_ITEMS};
 use vmpod_agent_protocol::messages::{
-    AttachBlockRequest, BlockDevice, ConfigureSandboxRequest, MemoryVolume, ShareMount,
-    UserNamespace,
+    AttachBlockRequest, BlockDevice, MemoryVolume, SandboxConfig, ShareMount, UserNamespace,
 };
 
 use crate::clock;
@@ -80,7 +79,7 @@ impl Sandbox {
     }
 
     /// Makes the pod's surroundings. Once: a failure leaves a guest that is only good for shutting down.
-    pub fn configure(&self, request: &ConfigureSandboxRequest) -> Result<(), ContainerError> {
+    pub fn configure(&self, request: &SandboxConfig) -> Result<(), ContainerError> {
         check(request).map_err(refuse)?;
         let sysctls = sysctls(request.sysctls.iter()).map_err(|error| refuse(error.to_string()))?;
         if self.configured.swap(true, Ordering::Relaxed) {
@@ -223,7 +222,7 @@ impl Sandbox {
 struct Owner<'a>(Option<&'a UserNamespace>);
 
 impl<'a> Owner<'a> {
-    fn of(request: &'a ConfigureSandboxRequest) -> Self {
+    fn of(request: &'a SandboxConfig) -> Self {
         Owner(request.users.as_ref())
     }
 
@@ -244,8 +243,8 @@ impl<'a> Owner<'a> {
     }
 }
 
-/// What happens after a restored snapshot too: the wall clock is set and the random pool gets something new.
-pub fn resume(clock_realtime_ns: i64, entropy: &[u8]) -> Result<(), StepError> {
+/// Sets the wall clock and gives the random pool something new: a machine that goes on from a template has its template's.
+fn resume(clock_realtime_ns: i64, entropy: &[u8]) -> Result<(), StepError> {
     if clock_realtime_ns > 0 {
         clock::set_realtime_ns(clock_realtime_ns).at(|| "set the wall clock")?;
     }
@@ -255,7 +254,7 @@ pub fn resume(clock_realtime_ns: i64, entropy: &[u8]) -> Result<(), StepError> {
     Ok(())
 }
 
-fn check(request: &ConfigureSandboxRequest) -> Result<(), String> {
+fn check(request: &SandboxConfig) -> Result<(), String> {
     let counts = [
         ("interfaces", request.interfaces.len()),
         ("routes", request.routes.len()),
@@ -306,7 +305,7 @@ fn check(request: &ConfigureSandboxRequest) -> Result<(), String> {
     Ok(())
 }
 
-fn names(request: &ConfigureSandboxRequest) -> Result<(), StepError> {
+fn names(request: &SandboxConfig) -> Result<(), StepError> {
     if !request.hostname.is_empty() {
         nix::unistd::sethostname(&request.hostname)
             .at(|| format!("set the host name {:?}", request.hostname))?;
@@ -370,7 +369,7 @@ mod tests {
     #[test]
     fn share_outside_the_guest_directory_is_refused() {
         for path in ["/etc", "/run/vmpod", "/run/vmpod/../x", "relative", ""] {
-            let request = ConfigureSandboxRequest {
+            let request = SandboxConfig {
                 shares: vec![ShareMount {
                     tag: "t".into(),
                     guest_path: path.into(),
@@ -384,7 +383,7 @@ mod tests {
 
     #[test]
     fn more_items_than_the_limit_are_refused() {
-        let request = ConfigureSandboxRequest {
+        let request = SandboxConfig {
             routes: vec![vmpod_agent_protocol::messages::Route::default(); SANDBOX_ITEMS + 1],
             ..Default::default()
         };

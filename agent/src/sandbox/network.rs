@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-use vmpod_agent_protocol::messages::{ConfigureSandboxRequest, Neighbour, NetworkInterface, Route};
+use vmpod_agent_protocol::messages::{Neighbour, NetworkInterface, Route, SandboxConfig};
 
 use super::netlink::Request;
 
@@ -125,7 +125,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
 
 /// All requests for the network in `sandbox`, in the order in which they must be made.
 pub fn requests(
-    sandbox: &ConfigureSandboxRequest,
+    sandbox: &SandboxConfig,
     links: &HashMap<String, Link>,
 ) -> Result<Vec<Request>, NetworkError> {
     let mut found: Vec<(&NetworkInterface, &Link)> = Vec::new();
@@ -179,7 +179,7 @@ pub fn requests(
 
 /// Requests that move the cards of `sandbox` into the network namespace of process `pid`.
 pub fn moves(
-    sandbox: &ConfigureSandboxRequest,
+    sandbox: &SandboxConfig,
     links: &HashMap<String, Link>,
     pid: libc::pid_t,
 ) -> Vec<Request> {
@@ -411,7 +411,7 @@ mod tests {
 
     #[test]
     fn interface_with_an_unknown_mac_names_those_that_are_there() {
-        let sandbox = ConfigureSandboxRequest {
+        let sandbox = SandboxConfig {
             interfaces: vec![NetworkInterface {
                 mac: "02:00:00:00:00:09".into(),
                 name: "eth0".into(),
@@ -427,7 +427,7 @@ mod tests {
 
     #[test]
     fn interface_found_by_its_device_address_is_given_the_pods() {
-        let sandbox = ConfigureSandboxRequest {
+        let sandbox = SandboxConfig {
             interfaces: vec![NetworkInterface {
                 mac: "02:00:00:00:00:09".into(),
                 device_mac: "02:00:00:00:00:01".into(),

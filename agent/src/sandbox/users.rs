@@ -11,7 +11,7 @@ use std::io;
 
 use nix::sched::{CloneFlags, setns};
 use nix::unistd::{Uid, seteuid};
-use vmpod_agent_protocol::messages::{ConfigureSandboxRequest, UserNamespace};
+use vmpod_agent_protocol::messages::{SandboxConfig, UserNamespace};
 
 use super::netlink;
 use super::network::{self, Link};
@@ -24,7 +24,7 @@ use crate::process::{CloneRequest, Reaper, clone_process, keep_descriptors, send
 pub fn enter(
     reaper: &Reaper,
     users: &UserNamespace,
-    request: &ConfigureSandboxRequest,
+    request: &SandboxConfig,
     links: &HashMap<String, Link>,
 ) -> Result<PodUsers, StepError> {
     let (keeper, _exit) = reaper

@@ -5,12 +5,14 @@
 //! guest's own, so that their namespaces go; labels and profiles of the host's security modules go, because the guest's
 //! kernel has none; the host's devices stay on the host.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
 use super::guest_devices::{BlockWish, devices};
 use super::users::is_mapped;
+use crate::oci::FILE_OPTION;
 use crate::pod::guest_paths;
 use crate::pod::tree::HostBind;
 
@@ -173,11 +175,13 @@ impl GuestSpec {
             let at = mounts.iter().position(|mount| {
                 mount.get("destination").and_then(Value::as_str) == Some(destination)
             });
-            let options = if read_only && destination != "/dev/shm" {
-                ["rbind", "ro"]
-            } else {
-                ["rbind", "rw"]
-            };
+            let mut options = vec!["rbind", "rw"];
+            if destination != "/dev/shm" {
+                if read_only {
+                    options = vec!["rbind", "ro"];
+                }
+                options.push(FILE_OPTION);
+            }
             let wanted = json!({
                 "destination": destination, "type": "bind", "source": source, "options": options,
             });
@@ -264,6 +268,11 @@ fn mounts(id: &str, config: &mut Map<String, Value>) -> Result<Vec<HostBind>, Sp
                 all_read_only: has("rro"),
                 mapped: is_mapped(mount),
             });
+            if fs::metadata(&source).is_ok_and(|found| found.is_file())
+                && let Some(Value::Array(options)) = mount.get_mut("options")
+            {
+                options.push(FILE_OPTION.into());
+            }
             guest_paths::member_mount(id, binds.len() - 1)
         };
         mount.insert("source".into(), place.into());

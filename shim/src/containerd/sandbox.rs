@@ -393,8 +393,8 @@ impl Keeper {
     }
 }
 
-fn request(wish: &SandboxWish, network: &Inherited) -> Result<m::ConfigureSandboxRequest, Fault> {
-    Ok(m::ConfigureSandboxRequest {
+fn request(wish: &SandboxWish, network: &Inherited) -> Result<m::SandboxConfig, Fault> {
+    Ok(m::SandboxConfig {
         hostname: wish.hostname.clone(),
         interfaces: network.interfaces(),
         routes: network.routes(),

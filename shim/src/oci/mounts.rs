@@ -9,7 +9,11 @@ use crate::pod::guest_paths;
 
 /// Mount option by which the guest agent is told to bind a path below `source`: it resolves the path with the volume
 /// as root, so that no symbolic link leads out of it, and makes missing directories.
-pub const SUB_PATH_OPTION: &str = "x-vmpod.subpath=";
+pub(super) const SUB_PATH_OPTION: &str = "x-vmpod.subpath=";
+
+/// Mount option by which the guest agent is told that `source` is a file of the pod's tree, which is neither a link nor a mount:
+/// it need not look at the way there more than once.
+pub const FILE_OPTION: &str = "x-vmpod.file";
 
 /// The mounts, parents before children.
 pub(super) fn mounts(
@@ -42,7 +46,9 @@ pub(super) fn mounts(
             list.push(bind(
                 destination,
                 &source,
-                vec!["rbind".into(), "rprivate".into(), "rw".into()],
+                ["rbind", "rprivate", "rw", FILE_OPTION]
+                    .map(str::to_owned)
+                    .to_vec(),
             ));
         }
     }

@@ -121,6 +121,18 @@ impl Agent {
         socket: &Path,
         limit: Duration,
     ) -> Result<(Self, m::HandshakeResponse), AgentError> {
+        Self::greet(socket, limit, None).await
+    }
+
+    /// Connects through `socket`, shakes hands, and has the agent make the pod's namespaces, network and mounts by `sandbox`.
+    ///
+    /// # Errors
+    /// When the agent cannot be reached within `limit`, speaks another version, or refuses.
+    pub async fn greet(
+        socket: &Path,
+        limit: Duration,
+        sandbox: Option<m::SandboxConfig>,
+    ) -> Result<(Self, m::HandshakeResponse), AgentError> {
         let stream = hybrid_vsock::connect(socket, AGENT_PORT, limit).await?;
         let agent = Self {
             client: AgentClient::new(Client::new(Socket::new(stream))),
@@ -128,6 +140,7 @@ impl Agent {
         let request = m::HandshakeRequest {
             version: PROTOCOL_VERSION,
             host_version: env!("CARGO_PKG_VERSION").to_owned(),
+            sandbox: sandbox.into(),
             ..Default::default()
         };
         let answer = within(
@@ -170,8 +183,6 @@ impl Agent {
     }
 
     calls! {
-        /// Makes the pod's namespaces, network and mounts.
-        configure_sandbox(ConfigureSandboxRequest) -> Empty;
         /// Hands the whole pod over.
         start_pod(StartPodRequest) -> Empty;
         /// Answers a wish for a root file system.

@@ -143,7 +143,7 @@ pub struct Boot<'a> {
     /// Takes the VMM's name before it does anything.
     pub journal: &'a mut Journal,
     /// The pod's surroundings; the clock is set when it is sent.
-    pub sandbox: m::ConfigureSandboxRequest,
+    pub sandbox: m::SandboxConfig,
 }
 
 /// A machine whose agent has its sandbox.
@@ -358,16 +358,11 @@ impl Boot<'_> {
     /// that nothing happens in a restored machine with those of its template.
     async fn greet(&self, vmm: &mut Vmm) -> Result<(Agent, m::HandshakeResponse), BootError> {
         while_alive(&self.paths.console(), vmm, async {
-            let (agent, answer) = Agent::connect(&self.paths.vsock(), HANDSHAKE_LIMIT)
-                .await
-                .map_err(|e| (e, "shake hands with the agent"))?;
             let mut sandbox = self.sandbox.clone();
             sandbox.clock_realtime_ns = clock::now_ns();
-            agent
-                .configure_sandbox(&sandbox)
+            Agent::greet(&self.paths.vsock(), HANDSHAKE_LIMIT, Some(sandbox))
                 .await
-                .map_err(|e| (e, "set up the pod's sandbox in the guest"))?;
-            Ok((agent, answer))
+                .map_err(|e| (e, "set up the pod's sandbox in the guest"))
         })
         .await
     }

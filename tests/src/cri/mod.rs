@@ -21,6 +21,7 @@ use tonic_prost::ProstCodec;
 
 pub use container::{Container, Ran};
 
+use crate::containerd::CGROUP_PARENT;
 use crate::{LIMIT, containerd, eventually, streaming};
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -168,7 +169,7 @@ fn sandbox_config(logs: &tempfile::TempDir) -> v1::PodSandboxConfig {
             options: vec![],
         }),
         linux: Some(v1::LinuxPodSandboxConfig {
-            cgroup_parent: "/vmpod-test".into(),
+            cgroup_parent: CGROUP_PARENT.into(),
             security_context: Some(v1::LinuxSandboxSecurityContext {
                 namespace_options: Some(v1::NamespaceOption {
                     // CONTAINER

@@ -12,6 +12,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::device::StoppedQueue;
 use super::{Activation, ActiveQueue, GuestMemory, Interrupt, InterruptKind, VirtioDevice};
 
 const MEMORY_BYTES: usize = 64 << 20;
@@ -104,6 +105,20 @@ impl GuestDriver {
     /// Activates `device` with all queues and these agreed features.
     pub fn activate(&self, device: &mut dyn VirtioDevice, features: u64) {
         device.activate(self.activation(features)).unwrap();
+    }
+
+    /// Activates `device` again with the queues that it gave back when it was stopped.
+    pub fn resume(&self, device: &mut dyn VirtioDevice, features: u64, stopped: Vec<StoppedQueue>) {
+        let queues = stopped.into_iter().map(|stopped| ActiveQueue {
+            index: stopped.index,
+            queue: stopped.queue,
+            kick: stopped.kick,
+        });
+        let activation = Activation {
+            queues: queues.collect(),
+            ..self.activation(features)
+        };
+        device.activate(activation).unwrap();
     }
 
     /// What [`Self::activate`] passes on.

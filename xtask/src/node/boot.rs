@@ -101,7 +101,7 @@ pub fn up(place: &Place, start: &Start) -> Result<()> {
     scratch(place, start.fresh)?;
     let port = free_port()?;
     write_boot_parameters(place, &kernel, start)?;
-    ssh::configure(place, &keys, port)?;
+    ssh::configure(place, &keys, port, start.count)?;
     let facts = Facts {
         port,
         count: start.count,

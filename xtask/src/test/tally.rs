@@ -45,6 +45,16 @@ impl Tally {
         }
     }
 
+    /// Takes in what another has counted.
+    pub fn add(&mut self, other: Tally) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+        self.failures.extend(other.failures);
+        self.reasons.extend(other.reasons);
+        self.unsteady.extend(other.unsteady);
+    }
+
     /// Tests that failed.
     pub fn failed(&self) -> u64 {
         self.failed

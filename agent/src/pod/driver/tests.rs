@@ -440,3 +440,40 @@ async fn post_start_hook_that_fails_ends_its_container() {
     fake.end("a.0", 143);
     until("the next one", || fake.created() == ["a.0", "b.0"]).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn status_that_comes_with_events_waits_for_what_they_tell() {
+    let fake = Fake::default();
+    let pod = PodDriver::new(fake.clone());
+    let told = |kind: EventKind, attempt| messages::Event {
+        kind: kind.into(),
+        container: "a".into(),
+        attempt,
+        ..Default::default()
+    };
+    assert!(
+        pod.status_after(&[told(EventKind::CONTAINER_STARTED, 0)])
+            .await
+            .is_none()
+    );
+    pod.start(request(messages::RestartPolicy::NEVER, &[], &["a"]))
+        .unwrap();
+    // The engine says so before the driver has heard of it.
+    let started = pod
+        .status_after(&[told(EventKind::CONTAINER_STARTED, 0)])
+        .await
+        .expect("the start is soon in the status");
+    assert_eq!(started.containers[0].state, ContainerState::STARTED.into());
+    assert!(pod.status_after(&[]).await.is_none());
+    let ended = [told(EventKind::CONTAINER_EXITED, 0)];
+    let before = Instant::now();
+    assert!(pod.status_after(&ended).await.is_none(), "it runs still");
+    assert!(before.elapsed() < Duration::from_secs(1));
+    fake.end("a.0", 3);
+    let status = pod.status_after(&ended).await.expect("its end");
+    assert_eq!(
+        status.containers[0].state,
+        ContainerState::TERMINATED.into()
+    );
+    assert_eq!(status.phase, PodPhase::FAILED.into());
+}

@@ -9,7 +9,7 @@ use serde_json::json;
 use vmpod_agent::container::{ContainerError, Containers as _};
 use vmpod_agent::sandbox::Sandbox;
 use vmpod_agent_protocol::messages::{
-    ConfigureSandboxRequest, MemoryVolume, Neighbour, NetworkInterface, Route, UserNamespace,
+    MemoryVolume, Neighbour, NetworkInterface, Route, SandboxConfig, UserNamespace,
 };
 
 use crate::fixture::{DEFAULT_CAPABILITIES, Fixture, skip, until};
@@ -31,7 +31,7 @@ fn private_places() {
 pub async fn containers_share_processes_when_the_pod_says_so(fixture: Fixture) {
     private_places();
     let sandbox = Sandbox::new(fixture.engine.clone());
-    let request = ConfigureSandboxRequest {
+    let request = SandboxConfig {
         hostname: "the-pod".into(),
         share_process_namespace: true,
         memory_volumes: vec![MemoryVolume {
@@ -108,7 +108,7 @@ pub async fn pod_with_a_user_namespace_has_namespaces_of_its_own(fixture: Fixtur
     }
     let sandbox = Sandbox::new(fixture.engine.clone());
     let before = fs::read_link("/proc/self/ns/net").unwrap();
-    let request = ConfigureSandboxRequest {
+    let request = SandboxConfig {
         hostname: "the-pod".into(),
         share_process_namespace: true,
         interfaces: vec![NetworkInterface {
@@ -289,7 +289,7 @@ pub async fn network_is_configured_as_asked(fixture: Fixture) {
     onlink.source = "10.88.0.2".into();
     let mut metric = route("10.99.0.0/16", "10.88.0.1", "eth0");
     metric.metric = 77;
-    let request = ConfigureSandboxRequest {
+    let request = SandboxConfig {
         interfaces: vec![
             interface(
                 "02:00:00:00:00:01",
@@ -357,7 +357,7 @@ pub async fn network_is_configured_as_asked(fixture: Fixture) {
         neighbours.contains("169.254.1.1 dev eth0 lladdr ee:ee:ee:ee:ee:ee PERMANENT"),
         "{neighbours}"
     );
-    let bad = ConfigureSandboxRequest {
+    let bad = SandboxConfig {
         interfaces: vec![interface("02:00:00:00:00:01", "eth0", 0, &[])],
         routes: vec![route("10.1.0.0/16", "172.16.0.1", "eth0")],
         ..Default::default()

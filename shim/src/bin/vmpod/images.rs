@@ -80,13 +80,18 @@ fn pull_one(
     credentials: CredentialSource,
     progress: &Shown,
 ) -> anyhow::Result<Image> {
+    let policy = match policy {
+        PullPolicy::Always => images::PullPolicy::Always,
+        PullPolicy::IfNotPresent => images::PullPolicy::IfNotPresent,
+        PullPolicy::Never => images::PullPolicy::Never,
+    };
+    // Most starts need no more, and neither a runtime nor what is known of registries.
+    if let Some(image) = store.present(reference, policy)? {
+        return Ok(image);
+    }
     let options = PullOptions {
         credentials,
-        policy: match policy {
-            PullPolicy::Always => images::PullPolicy::Always,
-            PullPolicy::IfNotPresent => images::PullPolicy::IfNotPresent,
-            PullPolicy::Never => images::PullPolicy::Never,
-        },
+        policy,
         ..PullOptions::configured(Path::new(REGISTRIES_PATH))?
     };
     let runtime = guest::runtime()?;

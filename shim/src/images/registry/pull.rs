@@ -170,8 +170,12 @@ impl Store {
         Ok(image)
     }
 
-    /// The image, if the policy lets the store answer. An incomplete one counts as absent where it can be pulled again.
-    fn present(
+    /// The image, if the policy lets the store answer: what [`Self::pull`] looks for first, without a runtime. An incomplete one
+    /// counts as absent where it can be pulled again.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn present(
         &self,
         reference: &Reference,
         policy: PullPolicy,

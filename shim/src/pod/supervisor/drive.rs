@@ -363,7 +363,11 @@ async fn take_events(
     for event in &batch.events {
         containers.take(pod, agent, event).await;
     }
-    match agent.get_pod_status(&m::Empty::new()).await {
+    let told = match batch.status.into_option() {
+        Some(told) => Ok(told),
+        None => agent.get_pod_status(&m::Empty::new()).await,
+    };
+    match told {
         Ok(told) => {
             let before = pod.status.phase;
             pod.status.update(&told, clock::now_ns());

@@ -19,12 +19,9 @@ const INTERFACE: &str = "eth0";
 ///
 /// # Errors
 /// The host gives no random bytes.
-pub(super) fn sandbox(
-    pod: &Pod,
-    prepared: &Prepared,
-) -> Result<m::ConfigureSandboxRequest, BootError> {
+pub(super) fn sandbox(pod: &Pod, prepared: &Prepared) -> Result<m::SandboxConfig, BootError> {
     let record = &pod.record;
-    Ok(m::ConfigureSandboxRequest {
+    Ok(m::SandboxConfig {
         hostname: record.hostname.clone(),
         interfaces: prepared
             .network

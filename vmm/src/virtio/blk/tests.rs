@@ -9,7 +9,6 @@ use proptest::prelude::*;
 
 use super::spec::*;
 use super::*;
-use crate::virtio::device::ActiveQueue;
 use crate::virtio::guest_driver::{DESC_WRITE, GuestDriver};
 
 const WAIT: Duration = Duration::from_secs(10);
@@ -258,23 +257,12 @@ fn file_that_became_shorter_is_an_error_of_the_request() {
 fn pause_gives_the_queue_back_and_requests_go_on() {
     let mut guest = Guest::new(F_EVENT_IDX, false);
     guest.request(T_FLUSH, 0, b"", 0);
-    let queues: Vec<ActiveQueue> = guest
-        .device
-        .stop()
-        .into_iter()
-        .map(|s| ActiveQueue {
-            index: s.index,
-            queue: s.queue,
-            kick: s.kick,
-        })
-        .collect();
+    let queues = guest.device.stop();
     assert_eq!(queues.len(), 1);
     assert!(guest.device.stop().is_empty());
     let chain = guest.driver.put(0, &[&header(T_FLUSH, 0)], &[1]);
-    let mut activation = guest.driver.activation(F_EVENT_IDX);
-    activation.queues = queues;
     // Nobody notifies again of what came in meanwhile.
-    guest.device.activate(activation).unwrap();
+    guest.driver.resume(&mut guest.device, F_EVENT_IDX, queues);
     let used = guest.driver.wait_used(0, WAIT);
     assert_eq!(guest.driver.written(&chain, &used), [S_OK]);
 }

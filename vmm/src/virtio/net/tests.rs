@@ -13,7 +13,6 @@ use proptest::prelude::*;
 use super::spec::*;
 use super::tap::{set_nonblocking, tap_offloads};
 use super::*;
-use crate::virtio::device::ActiveQueue;
 use crate::virtio::guest_driver::{Chain, GuestDriver};
 
 const WAIT: Duration = Duration::from_secs(10);
@@ -89,20 +88,6 @@ impl Guest {
             far,
             offloads,
         }
-    }
-
-    /// Activates the device with the queues that it gave back.
-    fn go_on(&mut self, features: u64, stopped: Vec<StoppedQueue>) {
-        let mut activation = self.driver.activation(features);
-        activation.queues = stopped
-            .into_iter()
-            .map(|s| ActiveQueue {
-                index: s.index,
-                queue: s.queue,
-                kick: s.kick,
-            })
-            .collect();
-        self.device.activate(activation).unwrap();
     }
 
     fn give_buffers(&mut self, n: usize, len: usize) {
@@ -436,7 +421,7 @@ fn frames_to_other_networks_wait_in_order_until_the_way_is_opened_also_over_a_re
     }
     // A device that is stopped and started again holds them still.
     let queues = guest.device.stop();
-    guest.go_on(0, queues);
+    guest.driver.resume(&mut guest.device, 0, queues);
     std::thread::sleep(Duration::from_millis(20));
     let mut got = [0; 200];
     let early = recv(guest.far_fd(), &mut got, MsgFlags::empty());
@@ -522,7 +507,7 @@ fn pause_gives_unused_buffers_back_and_nothing_is_lost() {
     assert!(guest.device.stop().is_empty());
     guest.wire_send(&frame(60, 2));
     guest.transmit(&frame(60, 3));
-    guest.go_on(F_MRG_RXBUF, stopped);
+    guest.driver.resume(&mut guest.device, F_MRG_RXBUF, stopped);
     assert_eq!(guest.receive(), (1, frame(60, 2)));
     assert_eq!(guest.wire_receive(), frame(60, 3));
     // Each of the others is still there.

@@ -10,7 +10,6 @@ use proptest::prelude::*;
 
 use super::spec::*;
 use super::*;
-use crate::virtio::device::ActiveQueue;
 use crate::virtio::guest_driver::{Chain, GuestDriver};
 
 const CID: u64 = 5;
@@ -81,20 +80,6 @@ impl Guest {
         let (header, _) = self.receive();
         assert_eq!(header.op, op, "{header:?}");
         header
-    }
-
-    /// Activates the device with queues that were stopped.
-    fn resume(&mut self, stopped: Vec<StoppedQueue>) {
-        let mut activation = self.driver.activation(0);
-        activation.queues = stopped
-            .into_iter()
-            .map(|s| ActiveQueue {
-                index: s.index,
-                queue: s.queue,
-                kick: s.kick,
-            })
-            .collect();
-        self.device.activate(activation).unwrap();
     }
 
     fn stays_silent(&mut self) -> bool {
@@ -707,7 +692,7 @@ fn open_connections_outlive_a_pause_and_end_with_a_fresh_driver() {
     let stopped = guest.device.stop();
     assert_eq!(stopped.len(), 3);
     client.write_all(b"while paused").unwrap();
-    guest.resume(stopped);
+    guest.driver.resume(&mut guest.device, 0, stopped);
     assert_eq!(guest.receive().1, b"while paused");
     guest.send(rw(reply, b"ok"), b"ok");
     let mut got = [0; 2];
@@ -730,7 +715,7 @@ fn reset_that_waits_for_a_buffer_outlives_a_pause() {
     let mut guest = Guest::new(0, 0);
     guest.send(rw(packet(7, 8), b""), b"");
     let stopped = guest.device.stop();
-    guest.resume(stopped);
+    guest.driver.resume(&mut guest.device, 0, stopped);
     guest.give_buffer(1000);
     assert_eq!(guest.expect(OP_RST).dst_port, 7);
 }
@@ -748,7 +733,7 @@ fn restored_driver_is_told_of_the_reset_before_anything_else() {
     guest.device = Vsock::new("v".into(), CID as u32, &path).unwrap();
     let mut client = UnixStream::connect(&path).unwrap();
     client.write_all(b"CONNECT 2\n").unwrap();
-    guest.resume(queues);
+    guest.driver.resume(&mut guest.device, 0, queues);
     let used = guest.driver.wait_used(event, WAIT);
     assert_eq!(guest.driver.written(&buffer, &used), EVENT_TRANSPORT_RESET);
     assert!(guest.stays_silent());
@@ -769,7 +754,7 @@ fn restored_driver_without_connections_is_told_of_nothing_and_sees_no_port_again
     let open = {
         let queues = guest.device.stop();
         let saved = guest.device.saved();
-        guest.resume(queues);
+        guest.driver.resume(&mut guest.device, 0, queues);
         saved
     };
     assert_eq!(open.first(), Some(&0));
@@ -792,7 +777,7 @@ fn restored_driver_without_connections_is_told_of_nothing_and_sees_no_port_again
     guest.device.restore(&saved).unwrap();
     let mut client = UnixStream::connect(&path).unwrap();
     client.write_all(b"CONNECT 2\n").unwrap();
-    guest.resume(queues);
+    guest.driver.resume(&mut guest.device, 0, queues);
     let request = guest.expect(OP_REQUEST);
     assert_eq!(request.dst_port, 2);
     assert_ne!(request.src_port, reply.dst_port);
