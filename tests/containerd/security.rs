@@ -240,11 +240,12 @@ fn pod_with_a_user_namespace_has_its_ids_and_power_over_itself_alone() {
         mode: mode.into(),
         ..Default::default()
     };
-    for wrong in [
-        not_from_root,
-        two_ranges,
-        mode(v1::NamespaceMode::Container),
-        mode(v1::NamespaceMode::Target),
+    for (wrong, words) in [
+        (not_from_root, "user namespace"),
+        // containerd's own words.
+        (two_ranges, "only one gid mapping"),
+        (mode(v1::NamespaceMode::Container), "user namespace"),
+        (mode(v1::NamespaceMode::Target), "user namespace"),
     ] {
         let tried = Sandbox::try_run("vmpod", |config| {
             let linux = config.linux.as_mut().unwrap();
@@ -253,7 +254,7 @@ fn pod_with_a_user_namespace_has_its_ids_and_power_over_itself_alone() {
             options.userns_options = Some(wrong.clone());
         });
         let text = tried.expect_err("a pod with such users").to_string();
-        assert!(text.contains("user namespace"), "{text}");
+        assert!(text.contains(words), "{text}");
     }
     // Not under runc as well: it has id-mapped mounts from 1.2 on, which is rarely there.
     let pod = Sandbox::run_with("vmpod", |config| {
