@@ -68,6 +68,12 @@ fn pod_is_reached_on_localhost_by_address_by_host_port_and_from_another_pod() {
     );
 }
 
+/// The way out of the pod, which is the same for all pods of the host.
+fn gateway(pod: &Pod) -> String {
+    let route = "ip route | sed -n 's/^default via \\([0-9.]*\\).*/\\1/p'";
+    pod.sh("c", route).trim().to_owned()
+}
+
 /// A file that holds nonsense until this goes.
 struct Broken {
     path: &'static str,
@@ -153,10 +159,7 @@ fn pod_reaches_the_network_beyond_the_host_through_nat() {
     pod.start();
     pod.await_phase("Running");
     // The host tracks no connections for pods that talk to nobody else, or to each other and the host alone.
-    let gateway = pod.sh(
-        "c",
-        "ip route | sed -n 's/^default via \\([0-9.]*\\).*/\\1/p'",
-    );
+    let gateway = gateway(&pod);
     let answer = pod.sh("c", &format!("ping -c 1 {gateway}"));
     assert!(answer.contains("1 packets received"), "{answer}");
     let before = translates();
@@ -249,7 +252,7 @@ fn pod_cannot_send_as_another_and_nobody_hears_it_say_so() {
     thief.start();
     thief.await_phase("Running");
     let own = ip(&thief);
-    let gateway = format!("{}.1", address.rsplit_once('.').expect("four numbers").0);
+    let gateway = gateway(&thief);
     // Both are known to the host.
     assert_eq!(
         thief
