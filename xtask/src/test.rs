@@ -143,7 +143,7 @@ fn unit_tests(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
         let mut arguments = vec![program.executable.clone()];
         arguments.extend(filter.map(str::to_owned));
         let invocation = program.invocation(arguments, Vec::new());
-        let status = counted(tally, |lines| invocation.run_here(Some(lines)))?;
+        let status = counted(tally, &mut print, |lines| invocation.run_here(Some(lines)))?;
         broken.extend(status.map(|status| format!("{} ({status})", program.title())));
     }
     eprintln!("-- examples in the documentation");
@@ -153,28 +153,28 @@ fn unit_tests(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
     if let Some(filter) = filter {
         command.args(["--", filter]);
     }
-    let status = counted(tally, |lines| run_lines(&mut command, lines))?;
+    let status = counted(tally, &mut print, |lines| run_lines(&mut command, lines))?;
     broken.extend(status.map(|status| format!("documentation ({status})")));
     no_result_is_an_error(&broken)
 }
 
-/// Shows and counts the lines of one test program. Returns its exit status when that says failure
+fn print(line: &str) {
+    println!("{line}");
+}
+
+/// Shows, by `show`, and counts the lines of one test program. Returns its exit status when that says failure
 /// and no test was counted as failed: the program itself broke.
 fn counted(
     tally: &mut Tally,
+    show: &mut dyn FnMut(&str),
     run: impl FnOnce(&mut dyn FnMut(&str)) -> Result<u8>,
 ) -> Result<Option<u8>> {
     let before = tally.failed();
     let status = run(&mut |line| {
-        println!("{line}");
+        show(line);
         tally.line(line);
     })?;
     Ok((status != 0 && tally.failed() == before).then_some(status))
-}
-
-/// The exit status of a program that ended badly without a test of its own to blame.
-fn without_result(status: u8, tally: &Tally) -> Option<u8> {
-    (status != 0 && tally.failed() == 0).then_some(status)
 }
 
 fn run_lines(command: &mut Command, lines: &mut dyn FnMut(&str)) -> Result<u8> {
@@ -204,8 +204,11 @@ mod tests {
     #[test]
     fn counted_with_program_that_breaks_gives_its_status() {
         let mut tally = Tally::default();
-        assert_eq!(counted(&mut tally, |_| Ok(101)).unwrap(), Some(101));
-        let failing = counted(&mut tally, |lines| {
+        assert_eq!(
+            counted(&mut tally, &mut |_| {}, |_| Ok(101)).unwrap(),
+            Some(101)
+        );
+        let failing = counted(&mut tally, &mut |_| {}, |lines| {
             lines("test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured");
             Ok(101)
         });

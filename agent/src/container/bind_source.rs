@@ -115,13 +115,11 @@ impl Files {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(io::ErrorKind::InvalidFilename.into());
         };
-        let (_, directory) = match self.directory.take().filter(|(there, _)| there == parent) {
-            Some(same) => self.directory.insert(same),
-            None => {
-                let opened = open_as(parent, OFlag::O_DIRECTORY)?;
-                self.directory.insert((parent.to_owned(), opened))
-            }
+        let directory = match self.directory.take() {
+            Some((same, directory)) if same == parent => directory,
+            _ => open_as(parent, OFlag::O_DIRECTORY)?,
         };
+        let (_, directory) = self.directory.insert((parent.to_owned(), directory));
         inside::open_beneath(directory, Path::new(name), OFlag::empty())
     }
 }

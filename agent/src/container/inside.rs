@@ -122,13 +122,11 @@ fn open_or_make_through(
         return open(root, path, OFlag::O_PATH);
     };
     // A file is most often missing, so that it is made first: in a shared tree each look for it is asked of the host.
-    let there = match kind {
-        Kind::Directory => open(root, path, OFlag::O_PATH),
-        Kind::File => Err(Errno::ENOENT.into()),
-    };
-    match there {
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-        other => return other,
+    if kind == Kind::Directory {
+        match open(root, path, OFlag::O_PATH) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            other => return other,
+        }
     }
     let parent = open_or_make_through(root, parent_path, Kind::Directory, links)?;
     let made = match kind {

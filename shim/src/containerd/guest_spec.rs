@@ -5,7 +5,6 @@
 //! guest's own, so that their namespaces go; labels and profiles of the host's security modules go, because the guest's
 //! kernel has none; the host's devices stay on the host.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
@@ -147,13 +146,24 @@ impl GuestSpec {
     /// Leaves the write protection of bind `number` to the host: in the guest it would hold for what is mounted below it as
     /// well, which may be written to.
     pub fn leave_protection(&mut self, id: &str, number: usize) {
+        self.change_options(id, number, |options| {
+            options.retain(|option| option != "ro")
+        });
+    }
+
+    /// Tells the agent that bind `number` is of a file.
+    pub fn mark_file(&mut self, id: &str, number: usize) {
+        self.change_options(id, number, |options| options.push(FILE_OPTION.into()));
+    }
+
+    fn change_options(&mut self, id: &str, number: usize, change: impl Fn(&mut Vec<Value>)) {
         let place = guest_paths::member_mount(id, number);
         let mounts = self.config.get_mut("mounts").and_then(Value::as_array_mut);
         for mount in mounts.into_iter().flatten() {
             let is_it = mount.get("source").and_then(Value::as_str) == Some(&place);
             let options = mount.get_mut("options").and_then(Value::as_array_mut);
             if let Some(options) = options.filter(|_| is_it) {
-                options.retain(|option| option != "ro");
+                change(options);
             }
         }
     }
@@ -175,13 +185,11 @@ impl GuestSpec {
             let at = mounts.iter().position(|mount| {
                 mount.get("destination").and_then(Value::as_str) == Some(destination)
             });
-            let mut options = vec!["rbind", "rw"];
-            if destination != "/dev/shm" {
-                if read_only {
-                    options = vec!["rbind", "ro"];
-                }
-                options.push(FILE_OPTION);
-            }
+            let options = match (destination, read_only) {
+                ("/dev/shm", _) => vec!["rbind", "rw"],
+                (_, true) => vec!["rbind", "ro", FILE_OPTION],
+                (_, false) => vec!["rbind", "rw", FILE_OPTION],
+            };
             let wanted = json!({
                 "destination": destination, "type": "bind", "source": source, "options": options,
             });
@@ -268,11 +276,6 @@ fn mounts(id: &str, config: &mut Map<String, Value>) -> Result<Vec<HostBind>, Sp
                 all_read_only: has("rro"),
                 mapped: is_mapped(mount),
             });
-            if fs::metadata(&source).is_ok_and(|found| found.is_file())
-                && let Some(Value::Array(options)) = mount.get_mut("options")
-            {
-                options.push(FILE_OPTION.into());
-            }
             guest_paths::member_mount(id, binds.len() - 1)
         };
         mount.insert("source".into(), place.into());

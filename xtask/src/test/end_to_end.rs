@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 
 use super::programs::{self, Program};
 use super::tally::Tally;
-use super::{no_result_is_an_error, without_result};
+use super::{counted, no_result_is_an_error};
 use crate::bundle::{self, Bundle};
 use crate::host::Host;
 use crate::images;
@@ -76,7 +76,7 @@ impl Shown {
 #[derive(Default)]
 struct Found {
     tests: Tally,
-    /// Programs that ended without a result.
+    /// Programs that ended without a result, or could not be run, and why.
     broken: Vec<String>,
 }
 
@@ -102,39 +102,57 @@ impl Ground {
         Ok(Self { host, environment })
     }
 
-    /// Runs the rounds one after the other, and once more what failed in them, as long as `again` lasts.
+    /// Runs the rounds one after the other. When one cannot be run the others are not tried.
     fn run(
         &self,
         rounds: &[Round<'_>],
         again: &AtomicUsize,
         shown: &mut dyn FnMut(Shown),
-    ) -> Result<Found> {
+    ) -> Found {
         let mut found = Found::default();
         for round in rounds {
-            shown(Shown::Title(round.title.clone()));
-            let mut first = Tally::default();
-            let status = self.run_program(round, &round.filters, &mut first, shown)?;
-            found
-                .broken
-                .extend(status.map(|status| format!("{} ({status})", round.title)));
-            let failed = first.failures().to_vec();
-            let left = |left: usize| left.checked_sub(failed.len());
-            if !failed.is_empty()
-                && again
-                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, left)
-                    .is_ok()
-            {
-                let names = failed.join(", ");
-                shown(Shown::Title(format!("{}, once more: {names}", round.title)));
-                let mut arguments = vec!["--exact"];
-                arguments.extend(failed.iter().map(String::as_str));
-                let mut second = Tally::default();
-                self.run_program(round, &arguments, &mut second, shown)?;
-                first.run_again(&failed, &second);
+            let mut tests = Tally::default();
+            let ended = self.run_round(round, again, &mut tests, shown);
+            found.tests.add(tests);
+            match ended {
+                Ok(status) => found
+                    .broken
+                    .extend(status.map(|status| format!("{} ({status})", round.title))),
+                Err(error) => {
+                    found.broken.push(format!("{} ({error:#})", round.title));
+                    break;
+                }
             }
-            found.tests.add(first);
         }
-        Ok(found)
+        found
+    }
+
+    /// Runs a program, and once more what failed in it, as long as `again` lasts.
+    fn run_round(
+        &self,
+        round: &Round<'_>,
+        again: &AtomicUsize,
+        tests: &mut Tally,
+        shown: &mut dyn FnMut(Shown),
+    ) -> Result<Option<u8>> {
+        shown(Shown::Title(round.title.clone()));
+        let status = self.run_program(round, &round.filters, tests, shown)?;
+        let failed = tests.failures().to_vec();
+        let left = |left: usize| left.checked_sub(failed.len());
+        if !failed.is_empty()
+            && again
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, left)
+                .is_ok()
+        {
+            let names = failed.join(", ");
+            shown(Shown::Title(format!("{}, once more: {names}", round.title)));
+            let mut arguments = vec!["--exact"];
+            arguments.extend(failed.iter().map(String::as_str));
+            let mut second = Tally::default();
+            self.run_program(round, &arguments, &mut second, shown)?;
+            tests.run_again(&failed, &second);
+        }
+        Ok(status)
     }
 
     fn run_program(
@@ -150,14 +168,10 @@ impl Ground {
         let mut environment = self.environment.clone();
         environment.extend(round.environment.iter().cloned());
         let invocation = round.program.invocation(arguments, environment);
-        let status = self.host.run(
-            &invocation,
-            Some(&mut |line: &str| {
-                shown(Shown::Line(line.to_owned()));
-                tally.line(line);
-            }),
-        )?;
-        Ok(without_result(status, tally))
+        let mut show = |line: &str| shown(Shown::Line(line.to_owned()));
+        counted(tally, &mut show, |lines| {
+            self.host.run(&invocation, Some(lines))
+        })
     }
 }
 
@@ -202,11 +216,11 @@ pub fn run(debug: bool, filter: Option<&str>, tally: &mut Tally) -> Result<()> {
         Some(beside) => {
             let beside = Ground::prepare(beside, &bundle, debug)?;
             let (of_first, of_second) = side_by_side((&ground, &first), (&beside, &second), &again);
-            vec![of_first?, of_second?]
+            vec![of_first, of_second]
         }
         None => {
             first.append(&mut second);
-            vec![ground.run(&first, &again, &mut Shown::show)?]
+            vec![ground.run(&first, &again, &mut Shown::show)]
         }
     };
     let mut broken = Vec::new();
@@ -238,7 +252,7 @@ fn side_by_side(
     (first, first_rounds): (&Ground, &[Round<'_>]),
     (second, second_rounds): (&Ground, &[Round<'_>]),
     again: &AtomicUsize,
-) -> (Result<Found>, Result<Found>) {
+) -> (Found, Found) {
     let (sender, receiver) = mpsc::channel();
     thread::scope(|scope| {
         let second = scope.spawn(move || {
@@ -250,7 +264,7 @@ fn side_by_side(
         receiver.into_iter().for_each(Shown::show);
         let of_second = second
             .join()
-            .unwrap_or_else(|_| Err(anyhow!("running the tests of containerd panicked")));
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         (of_first, of_second)
     })
 }

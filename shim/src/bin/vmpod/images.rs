@@ -86,7 +86,7 @@ fn pull_one(
         PullPolicy::Never => images::PullPolicy::Never,
     };
     // Most starts need no more, and neither a runtime nor what is known of registries.
-    if let Some(image) = store.present(reference, policy)? {
+    if let Some(image) = store.pulled(reference, policy)? {
         return Ok(image);
     }
     let options = PullOptions {

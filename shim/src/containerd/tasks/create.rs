@@ -15,7 +15,7 @@ use crate::containerd::sandbox_wish::SandboxWish;
 use crate::containerd::settings::Settings;
 use crate::containerd::stdio::ProcessStdio;
 use crate::containerd::users;
-use crate::pod::tree::{RootSource, SnapshotMount, with_writable_parts};
+use crate::pod::tree::{RootSource, SnapshotMount, of_files, with_writable_parts};
 
 impl Tasks {
     pub(super) async fn make(self: &Arc<Self>, request: CreateTask) -> Result<Arc<Task>, Fault> {
@@ -66,6 +66,9 @@ impl Tasks {
         let mut spec = GuestSpec::of(id, bundle.config)?;
         if sandbox.has_etc {
             spec.add_pod_mounts();
+        }
+        for number in of_files(&spec.binds) {
+            spec.mark_file(id, number);
         }
         for number in with_writable_parts(&spec.binds) {
             spec.leave_protection(id, number);

@@ -99,6 +99,13 @@ struct PlannedLayer {
     present: bool,
 }
 
+fn failed(reference: &Reference, cause: PullCause) -> PullError {
+    PullError {
+        name: reference.to_string(),
+        cause,
+    }
+}
+
 impl Store {
     /// Makes the image that `reference` means available, and returns it. Needs a Tokio runtime with time and I/O.
     ///
@@ -113,10 +120,7 @@ impl Store {
     ) -> Result<Image, PullError> {
         self.pull_checked(reference, options, progress)
             .await
-            .map_err(|cause| PullError {
-                name: reference.to_string(),
-                cause,
-            })
+            .map_err(|cause| failed(reference, cause))
     }
 
     async fn pull_checked(
@@ -170,12 +174,21 @@ impl Store {
         Ok(image)
     }
 
-    /// The image, if the policy lets the store answer: what [`Self::pull`] looks for first, without a runtime. An incomplete one
-    /// counts as absent where it can be pulled again.
+    /// The image, if the policy lets the store answer: what [`Self::pull`] looks for first, without a runtime.
     ///
     /// # Errors
-    /// [`StoreError`].
-    pub fn present(
+    /// As [`Self::pull`].
+    pub fn pulled(
+        &self,
+        reference: &Reference,
+        policy: PullPolicy,
+    ) -> Result<Option<Image>, Box<PullError>> {
+        self.present(reference, policy)
+            .map_err(|error| Box::new(failed(reference, error.into())))
+    }
+
+    /// The same, unnamed. An incomplete image counts as absent where it can be pulled again.
+    fn present(
         &self,
         reference: &Reference,
         policy: PullPolicy,

@@ -40,6 +40,14 @@ impl HostBind {
     }
 }
 
+/// Places of those in `binds` whose sources are files.
+#[must_use]
+pub fn of_files(binds: &[HostBind]) -> Vec<usize> {
+    let is_file = |bind: &HostBind| fs::metadata(&bind.source).is_ok_and(|found| found.is_file());
+    let found = binds.iter().enumerate().filter(|(_, bind)| is_file(bind));
+    found.map(|(number, _)| number).collect()
+}
+
 /// Places of those in `binds` that may not be written to themselves while something that is mounted below them may.
 #[must_use]
 pub fn with_writable_parts(binds: &[HostBind]) -> Vec<usize> {

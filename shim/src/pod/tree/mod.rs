@@ -19,7 +19,7 @@ mod volumes;
 pub(super) use detached_mount::DetachedMount;
 pub use etc_files::{HostsFile, resolv_conf};
 pub use files::{remove_old_files, write_files};
-pub use members::{HostBind, RootSource, is_missing, with_writable_parts};
+pub use members::{HostBind, RootSource, is_missing, of_files, with_writable_parts};
 pub use removal::remove_tree;
 pub use snapshot_mount::SnapshotMount;
 pub use volumes::{VolumeError, check_host_path, disk_usage};
