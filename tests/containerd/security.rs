@@ -3,7 +3,7 @@
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 
 use k8s_cri::v1;
-use vmpod_tests::{Sandbox, containerd, on_both};
+use vmpod_tests::{Footprint, Sandbox, containerd, on_both};
 
 /// The security context that a container of a test has.
 pub(crate) fn security(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerSecurityContext {
@@ -140,8 +140,18 @@ fn namespaces_of_the_host_are_refused_by_the_pods_field() {
             .message()
             .to_owned()
     };
-    let text = refused(&|options| options.network = v1::NamespaceMode::Node.into());
-    assert!(text.contains("hostNetwork"), "{text}");
+    let node = v1::NamespaceMode::Node.into();
+    let before = Footprint::now();
+    // A containerd that leaves the sandbox to the shim may end with a panic before it asks (its issue 12983).
+    if containerd().version() < (2, 0) {
+        let text = refused(&|options| options.network = node);
+        assert!(text.contains("hostNetwork"), "{text}");
+    }
+    let text = refused(&|options| options.pid = node);
+    assert!(text.contains("hostPID"), "{text}");
+    let text = refused(&|options| options.ipc = node);
+    assert!(text.contains("hostIPC"), "{text}");
+    before.assert_restored();
 }
 
 #[test]

@@ -113,6 +113,34 @@ fn token_that_rotates_is_seen_within_a_second_and_heard_of() {
 
 #[test]
 #[ignore = "starts virtual machines: run by cargo xtask test"]
+fn image_is_a_volume_that_cannot_be_written() {
+    let image = containerd().image("busybox");
+    if containerd().version() < (2, 1) {
+        eprintln!("containerd before 2.1 has no image volumes");
+        return;
+    }
+    on_both(|handler| {
+        let pod = Sandbox::run(handler);
+        let container = pod.start(|config| {
+            sleeping(config);
+            config.mounts = vec![v1::Mount {
+                container_path: "/files".into(),
+                readonly: true,
+                image: Some(v1::ImageSpec {
+                    image: image.clone(),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }];
+        });
+        assert_eq!(container.sh("/files/bin/busybox echo run"), "run\n");
+        let ran = container.exec(&["touch", "/files/x"], 60).unwrap();
+        assert!(ran.code != 0 && ran.err.contains("Read-only"), "{ran:?}");
+    });
+}
+
+#[test]
+#[ignore = "starts virtual machines: run by cargo xtask test"]
 fn mounts_of_the_host_appear_in_a_volume_that_follows_them() {
     containerd();
     on_both(|handler| {

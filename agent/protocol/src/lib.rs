@@ -1,10 +1,12 @@
 //! The versioned ttrpc service between the host and the guest agent, and the byte streams beside it.
 //!
 //! `messages` and `service` are generated from `proto/agent.proto`; [`stream`] is the header of a raw byte stream;
-//! [`limits`] bounds every message. This crate depends on no other crate of the workspace and does no I/O.
+//! [`limits`] bounds every message; [`mount_option`] names what the options of a mount may say beside the OCI's. This
+//! crate depends on no other crate of the workspace and does no I/O.
 
 pub mod capability;
 pub mod limits;
+pub mod mount_option;
 pub mod stream;
 
 #[allow(

@@ -4,12 +4,7 @@
 use std::path::PathBuf;
 
 use nix::mount::MsFlags;
-
-/// Prefix of the option by which the host names a path inside a volume (Kubernetes' subPath).
-const SUB_PATH: &str = "x-vmpod.subpath=";
-
-/// The option by which the host says that the source of a bind mount is a file of the pod's tree, no link and no mount.
-const FILE: &str = "x-vmpod.file";
+use vmpod_agent_protocol::mount_option;
 
 /// Attributes of mount_setattr(2) (include/uapi/linux/mount.h).
 pub mod attribute {
@@ -191,11 +186,11 @@ impl MountOptions {
         };
         for option in options {
             let option = option.as_ref();
-            if let Some(path) = option.strip_prefix(SUB_PATH) {
+            if let Some(path) = option.strip_prefix(mount_option::SUB_PATH) {
                 parsed.sub_path = Some(path.into());
                 continue;
             }
-            if option == FILE {
+            if option == mount_option::FILE {
                 parsed.file = true;
                 continue;
             }

@@ -90,7 +90,7 @@ impl Sandbox {
         }
         let failed =
             |StepError(text)| ContainerError::Internal(format!("configure sandbox: {text}"));
-        resume(request.clock_realtime_ns, &request.entropy).map_err(failed)?;
+        set_clock_and_entropy(request.clock_realtime_ns, &request.entropy).map_err(failed)?;
         let refused = |error: network::NetworkError| refuse(error.to_string());
         let mut links = network::links();
         if let Some(users) = request.users.as_ref() {
@@ -244,7 +244,7 @@ impl<'a> Owner<'a> {
 }
 
 /// Sets the wall clock and gives the random pool something new: a machine that goes on from a template has its template's.
-fn resume(clock_realtime_ns: i64, entropy: &[u8]) -> Result<(), StepError> {
+fn set_clock_and_entropy(clock_realtime_ns: i64, entropy: &[u8]) -> Result<(), StepError> {
     if clock_realtime_ns > 0 {
         clock::set_realtime_ns(clock_realtime_ns).at(|| "set the wall clock")?;
     }

@@ -8,12 +8,19 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
+use vmpod_agent_protocol::mount_option;
 
 use super::guest_devices::{BlockWish, devices};
 use super::users::is_mapped;
-use crate::oci::FILE_OPTION;
 use crate::pod::guest_paths;
 use crate::pod::tree::HostBind;
+
+/// Namespaces that a pod has for itself, as OCI calls them, with the field of a Pod that asks for the host's instead.
+pub const POD_NAMESPACES: [(&str, &str); 3] = [
+    ("network", "hostNetwork"),
+    ("pid", "hostPID"),
+    ("ipc", "hostIPC"),
+];
 
 /// Directories that are the kernel's: a mount of one shows the guest's, because the host's would be a way out.
 const KERNEL_DIRECTORIES: [&str; 3] = ["/proc", "/sys", "/dev"];
@@ -153,7 +160,9 @@ impl GuestSpec {
 
     /// Tells the agent that bind `number` is of a file.
     pub fn mark_file(&mut self, id: &str, number: usize) {
-        self.change_options(id, number, |options| options.push(FILE_OPTION.into()));
+        self.change_options(id, number, |options| {
+            options.push(mount_option::FILE.into())
+        });
     }
 
     fn change_options(&mut self, id: &str, number: usize, change: impl Fn(&mut Vec<Value>)) {
@@ -187,8 +196,8 @@ impl GuestSpec {
             });
             let options = match (destination, read_only) {
                 ("/dev/shm", _) => vec!["rbind", "rw"],
-                (_, true) => vec!["rbind", "ro", FILE_OPTION],
-                (_, false) => vec!["rbind", "rw", FILE_OPTION],
+                (_, true) => vec!["rbind", "ro", mount_option::FILE],
+                (_, false) => vec!["rbind", "rw", mount_option::FILE],
             };
             let wanted = json!({
                 "destination": destination, "type": "bind", "source": source, "options": options,
@@ -311,12 +320,7 @@ fn namespaces(linux: &mut Map<String, Value>, pids: &mut PidNamespace) -> Result
         }
         seen.push(kind);
     }
-    let needed = [
-        ("network", "hostNetwork"),
-        ("pid", "hostPID"),
-        ("ipc", "hostIPC"),
-    ];
-    for (namespace, field) in needed {
+    for (namespace, field) in POD_NAMESPACES {
         if !seen.iter().any(|kind| kind == namespace) {
             return Err(SpecError::HostNamespace { namespace, field });
         }
@@ -355,6 +359,26 @@ mod tests {
         assert_eq!(at("/etc/hosts").0, guest_paths::member_mount("c", 0));
         assert_eq!(at("/etc/resolv.conf"), (&*guest_paths::resolv_conf(), "ro"));
         assert_eq!(at("/etc/hostname"), (&*guest_paths::hostname(), "ro"));
+    }
+
+    #[test]
+    fn bind_is_marked_and_its_neighbours_are_not() {
+        let config = json!({
+            "root": {"path": "rootfs"},
+            "mounts": [
+                {"destination": "/a", "type": "bind", "source": "/k/a", "options": ["rbind", "ro"]},
+                {"destination": "/b", "type": "bind", "source": "/k/b", "options": ["rbind", "ro"]},
+            ],
+        });
+        let mut spec = spec(config).unwrap();
+        spec.mark_file("c", 0);
+        spec.leave_protection("c", 1);
+        let mounts = &spec.config["mounts"];
+        assert_eq!(
+            mounts[0]["options"],
+            json!(["rbind", "ro", mount_option::FILE])
+        );
+        assert_eq!(mounts[1]["options"], json!(["rbind"]));
     }
 
     #[test]

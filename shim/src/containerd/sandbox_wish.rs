@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::bundle::{OciBundle, Role};
 use super::fault::Fault;
+use super::guest_spec::POD_NAMESPACES;
 use super::pod_sandbox_config::{NODE, PodSandboxConfig};
 use super::settings::Settings;
 use super::users;
@@ -65,7 +66,7 @@ impl SandboxWish {
     /// What `bundle` asks for where `settings` hold. `host_cpus` bounds the vCPUs: more than the host has help nobody.
     ///
     /// # Errors
-    /// The network of the host is no pod's.
+    /// A namespace of the host is no pod's.
     pub fn of(bundle: &OciBundle, settings: Settings, host_cpus: u64) -> Result<Self, Fault> {
         let settings = settings
             .heed(|name| bundle.annotation(name))
@@ -74,15 +75,16 @@ impl SandboxWish {
         let namespaces = linux
             .and_then(|linux| linux.get("namespaces"))
             .and_then(Value::as_array);
-        let network = namespaces
-            .into_iter()
-            .flatten()
-            .find(|namespace| text(namespace.get("type")) == Some("network"));
-        let Some(network) = network else {
-            return Err(Fault::precondition(
-                "the pod asks for the host's network (hostNetwork), which a machine does not share: it has interfaces of its own",
-            ));
+        let of_kind = |kind| {
+            let mut all = namespaces.into_iter().flatten();
+            all.find(|namespace| text(namespace.get("type")) == Some(kind))
         };
+        for (kind, field) in POD_NAMESPACES {
+            if of_kind(kind).is_none() {
+                return Err(refused(field));
+            }
+        }
+        let network = of_kind("network").and_then(|network| text(network.get("path")));
         let mounts = bundle.config.get("mounts").and_then(Value::as_array);
         let shm = mounts.into_iter().flatten().find(|mount| {
             text(mount.get("destination")) == Some("/dev/shm")
@@ -114,7 +116,7 @@ impl SandboxWish {
             hostname: text(bundle.config.get("hostname"))
                 .unwrap_or_default()
                 .to_owned(),
-            network: text(network.get("path")).map(PathBuf::from),
+            network: network.map(PathBuf::from),
             sysctls: sysctls.collect(),
             shm: shm
                 .and_then(|mount| text(mount.get("source")))
@@ -158,9 +160,7 @@ impl SandboxWish {
             (modes.ipc, "hostIPC"),
         ] {
             if mode == NODE {
-                return Err(Fault::precondition(format!(
-                    "the pod asks for a namespace of the host ({field}), which a machine does not share: it has its own"
-                )));
+                return Err(refused(field));
             }
         }
         let users = users::of_pod(modes.userns_options.as_ref())?;
@@ -197,6 +197,13 @@ impl SandboxWish {
             }),
         })
     }
+}
+
+/// Of a pod that asks for a namespace of the host by `field`.
+fn refused(field: &str) -> Fault {
+    Fault::precondition(format!(
+        "the pod asks for a namespace of the host ({field}), which a machine does not share: it has its own"
+    ))
 }
 
 /// What the pod's containers may use altogether; positive where there is a limit.
@@ -298,33 +305,37 @@ mod tests {
         SandboxWish::of(&bundle, Settings::default(), 8)
     }
 
-    fn network() -> Value {
-        json!([{"type": "network", "path": "/var/run/netns/x"}])
+    fn namespaces() -> Value {
+        json!([
+            {"type": "network", "path": "/var/run/netns/x"},
+            {"type": "pid"},
+            {"type": "ipc"},
+        ])
     }
 
     #[test]
     fn size_is_that_of_the_annotations_and_the_overhead() {
         let made = wish(json!({
             "annotations": {MEMORY: "104857600", CPU_QUOTA: "250000", CPU_PERIOD: "100000"},
-            "linux": {"namespaces": network()},
+            "linux": {"namespaces": namespaces()},
         }))
         .unwrap();
         assert_eq!((made.vcpus, made.memory_mib), (3, 164));
         let made = wish(json!({
             "annotations": {MEMORY: "0", CPU_QUOTA: "0"},
-            "linux": {"namespaces": network(), "resources": {"cpu": {"shares": 2}}},
+            "linux": {"namespaces": namespaces(), "resources": {"cpu": {"shares": 2}}},
         }))
         .unwrap();
         assert_eq!((made.vcpus, made.memory_mib), (2, 576));
         let made = wish(json!({"linux": {
-            "namespaces": network(),
+            "namespaces": namespaces(),
             "resources": {"memory": {"limit": 1 << 30}, "cpu": {"quota": 1_000_000}},
         }}))
         .unwrap();
         assert_eq!((made.vcpus, made.memory_mib), (8, 1088));
         let made = wish(json!({
             "annotations": {MEMORY: "9223372036854775807", CPU_PERIOD: "-1"},
-            "linux": {"namespaces": network()},
+            "linux": {"namespaces": namespaces()},
         }))
         .unwrap();
         assert_eq!(made.memory_mib, LARGEST_MIB);
@@ -402,10 +413,10 @@ mod tests {
     }
 
     #[test]
-    fn network_is_the_namespace_and_the_hosts_is_refused() {
+    fn network_is_the_one_of_the_namespaces_path() {
         let made = wish(json!({
             "hostname": "h",
-            "linux": {"namespaces": network(), "sysctl": {"net.core.somaxconn": "7"}, "cgroupsPath": "/a/b"},
+            "linux": {"namespaces": namespaces(), "sysctl": {"net.core.somaxconn": "7"}, "cgroupsPath": "/a/b"},
             "mounts": [{"destination": "/dev/shm", "type": "bind", "source": "/run/s/shm"}],
         }))
         .unwrap();
@@ -414,10 +425,21 @@ mod tests {
         assert_eq!(made.sysctls["net.core.somaxconn"], "7");
         assert_eq!(made.shm.as_deref(), Some(Path::new("/run/s/shm")));
         assert_eq!(made.cgroup.as_deref(), Some("/a/b"));
-        let fault = wish(json!({"linux": {"namespaces": [{"type": "pid"}]}})).unwrap_err();
-        assert!(fault.message.contains("hostNetwork"), "{fault}");
-        let made = wish(json!({"linux": {"namespaces": [{"type": "network"}]}})).unwrap();
+        let made = wish(json!({
+            "linux": {"namespaces": [{"type": "network"}, {"type": "pid"}, {"type": "ipc"}]},
+        }))
+        .unwrap();
         assert_eq!(made.network, None);
+    }
+
+    #[test]
+    fn sandbox_container_without_a_namespace_of_its_own_is_refused_by_the_pods_field() {
+        for (at, field) in ["hostNetwork", "hostPID", "hostIPC"].iter().enumerate() {
+            let mut fewer = namespaces();
+            fewer.as_array_mut().unwrap().remove(at);
+            let fault = wish(json!({"linux": {"namespaces": fewer}})).unwrap_err();
+            assert!(fault.message.contains(field), "{fault}");
+        }
     }
 
     #[test]

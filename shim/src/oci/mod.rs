@@ -16,7 +16,6 @@ use serde_json::{Value, json};
 
 use crate::manifest::plan::{ContainerPlan, PodPlan};
 
-pub use mounts::FILE_OPTION;
 pub use signal::{signal_number, stop_signal};
 
 /// Who an image says its processes run as: `User` of its configuration, looked up in the image's own `/etc/passwd` and

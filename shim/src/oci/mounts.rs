@@ -1,19 +1,12 @@
 //! The `mounts` list: what every container has, the pod's files, and the volumes.
 
 use serde_json::{Value, json};
+use vmpod_agent_protocol::mount_option;
 
 use super::process::Environment;
 use super::{ComposeError, Composition};
 use crate::manifest::plan::{MountPlan, Propagation, VolumeKind};
 use crate::pod::guest_paths;
-
-/// Mount option by which the guest agent is told to bind a path below `source`: it resolves the path with the volume
-/// as root, so that no symbolic link leads out of it, and makes missing directories.
-pub(super) const SUB_PATH_OPTION: &str = "x-vmpod.subpath=";
-
-/// Mount option by which the guest agent is told that `source` is a file of the pod's tree, which is neither a link nor a mount:
-/// it need not look at the way there more than once.
-pub const FILE_OPTION: &str = "x-vmpod.file";
 
 /// The mounts, parents before children.
 pub(super) fn mounts(
@@ -46,7 +39,7 @@ pub(super) fn mounts(
             list.push(bind(
                 destination,
                 &source,
-                ["rbind", "rprivate", "rw", FILE_OPTION]
+                ["rbind", "rprivate", "rw", mount_option::FILE]
                     .map(str::to_owned)
                     .to_vec(),
             ));
@@ -116,7 +109,7 @@ fn volume(
         });
     }
     if !sub_path.is_empty() {
-        options.push(format!("{SUB_PATH_OPTION}{sub_path}"));
+        options.push(format!("{}{sub_path}", mount_option::SUB_PATH));
     }
     Ok(bind(&mount.mount_path, &source, options))
 }

@@ -35,6 +35,8 @@ const OTHER_CONTAINERDS: [(&str, &[&str]); 2] = [
             "exec_with",
             "port_forward",
             "user_namespace",
+            "namespaces_of_the_host",
+            "image_is_a_volume",
             "interface_has",
             "stats_count",
             "bad_input::",
