@@ -15,6 +15,7 @@ use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
 use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
 use containerd_shim_protos::ttrpc::asynchronous::{Server, Service as Methods};
+use tokio::sync::mpsc;
 
 use super::launch::{EVENTS_ADDRESS, SERVING, socket_path};
 use super::publisher::Publisher;
@@ -28,6 +29,9 @@ use crate::pod::tree::{self, TreeError};
 
 /// How long containerd may take for the last events.
 const LAST_EVENTS: Duration = Duration::from_secs(3);
+
+/// How long containerd may take to hang up after its last answer.
+const HANG_UP: Duration = Duration::from_secs(1);
 
 /// How long answers that are on their way may take.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
@@ -113,7 +117,8 @@ async fn answer(flags: &Flags, roots: Roots, listener: UnixListener) -> Result<(
         .set_nonblocking(true)
         .map_err(system("use", &flags.socket))?;
     let listener = listener.try_into().map_err(system("use", &flags.socket))?;
-    let listener = Listener::new(streams.sort(listener));
+    let (open, mut hung_up) = mpsc::channel(1);
+    let listener = Listener::new(streams.sort(listener, open.downgrade()));
     let service = Service {
         tasks: Arc::clone(&tasks),
     };
@@ -126,7 +131,10 @@ async fn answer(flags: &Flags, roots: Roots, listener: UnixListener) -> Result<(
     say_serving();
     tasks.wait_shutdown().await;
     publisher.flush(LAST_EVENTS).await;
-    // The answer to the request that ended it is on its way.
+    // The answer to the request that ended it is on its way, and whoever waits for it hangs up. Who finds both the answer and
+    // the end of the connection may take the end for the answer: containerd's client does, now and then.
+    drop(open);
+    let _ = tokio::time::timeout(HANG_UP, hung_up.recv()).await;
     let _ = tokio::time::timeout(LAST_ANSWERS, server.shutdown()).await;
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! Not left to the ttrpc library's server: that one would keep a connection whose stream is over for as long as containerd
 //! does (which is, up to 2.1, for good), and has no bound for messages that nobody took yet.
 
+use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -12,6 +13,7 @@ use std::time::Duration;
 use containerd_shim_protos::ttrpc::Code;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
+use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::lane::{Direction, Step};
@@ -40,6 +42,8 @@ pub struct Rewound {
     /// How many of them were read once more.
     given: usize,
     rest: UnixStream,
+    /// Held as long as the connection is.
+    open: Option<mpsc::Sender<Infallible>>,
 }
 
 impl Rewound {
@@ -67,8 +71,14 @@ impl Rewound {
             head,
             given: 0,
             rest: connection,
+            open: None,
         };
         Ok((rewound, ours))
+    }
+
+    /// Keeps `open` as long as the connection is there.
+    pub fn hold(&mut self, open: mpsc::Sender<Infallible>) {
+        self.open = Some(open);
     }
 }
 

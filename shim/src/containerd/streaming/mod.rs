@@ -12,6 +12,7 @@ mod lane;
 mod wire;
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -140,10 +141,12 @@ impl Streams {
         })
     }
 
-    /// Accepts connections at `listener`. Those of streams are served; the others come out.
+    /// Accepts connections at `listener`. Those of streams are served; the others come out, each with a hold on `open`.
+    /// When nobody else has one any more, no more come out.
     pub fn sort(
         &self,
         listener: UnixListener,
+        open: mpsc::WeakSender<Infallible>,
     ) -> impl Stream<Item = io::Result<Rewound>> + Send + 'static {
         let (others, receiver) = mpsc::channel(BACKLOG);
         let streams = self.clone();
@@ -161,13 +164,17 @@ impl Streams {
                         continue;
                     }
                 };
-                let (streams, others) = (streams.clone(), others.clone());
+                let (streams, others, open) = (streams.clone(), others.clone(), open.clone());
                 tokio::spawn(async move {
                     // One that ends before it asks for anything was a try.
-                    let Ok((connection, ours)) = Rewound::of(connection).await else {
+                    let Ok((mut connection, ours)) = Rewound::of(connection).await else {
                         return;
                     };
                     if !ours {
+                        let Some(open) = open.upgrade() else {
+                            return;
+                        };
+                        connection.hold(open);
                         let _ = others.send(Ok(connection)).await;
                         return;
                     }

@@ -339,9 +339,12 @@ async fn connections_are_told_apart_by_their_service() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
     let streams = streams();
-    let mut others = Box::pin(streams.sort(UnixListener::bind(&path).unwrap()));
+    let (open, mut hung_up) = mpsc::channel(1);
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut others = Box::pin(streams.sort(listener, open.downgrade()));
     // One that says nothing holds nobody up.
     let _silent = UnixStream::connect(&path).await.unwrap();
+    let mut held = None;
     for service in ["x", "containerd.services.streaming.v1.Streamers and more"] {
         let mut other = UnixStream::connect(&path).await.unwrap();
         let request = client::other_request(service);
@@ -354,6 +357,7 @@ async fn connections_are_told_apart_by_their_service() {
         let mut answer = [0; 6];
         other.read_exact(&mut answer).await.unwrap();
         assert_eq!(&answer, b"answer");
+        held = Some(came);
     }
     // The library's own client: what it takes for frames, this does.
     let claim = claimed(&streams, "a", Direction::Output, true);
@@ -388,4 +392,9 @@ async fn connections_are_told_apart_by_their_service() {
     assert!(stream.recv().await.is_err());
     stream.close_send().await.unwrap();
     timeout(LIMIT, ended).await.unwrap().unwrap();
+    // Until the last of the others is closed, somebody may still read an answer.
+    drop(open);
+    assert_eq!(hung_up.try_recv(), Err(mpsc::error::TryRecvError::Empty));
+    drop(held);
+    assert_eq!(timeout(LIMIT, hung_up.recv()).await.unwrap(), None);
 }
