@@ -2,6 +2,7 @@
 
 mod accidents;
 mod bad_input;
+mod cgroup_v1;
 mod conformance;
 mod examples;
 mod install;

@@ -49,9 +49,26 @@ fn subnets() -> String {
 #[derive(Debug)]
 pub struct Containerd {
     process: Mutex<Option<Child>>,
+    root: PathBuf,
     state: PathBuf,
     version: (u32, u32),
+    cgroups: Cgroups,
 }
+
+/// What containerd and its shims find at `/sys/fs/cgroup`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cgroups {
+    /// The host's.
+    Hosts,
+    /// A hierarchy of version 1 without a controller, in a mount namespace of their own.
+    V1,
+}
+
+/// Makes [`Cgroups::V1`], and executes its arguments.
+const WITH_CGROUP_V1: &str = "mount -t tmpfs -o mode=755 cgroup /sys/fs/cgroup \
+    && mkdir /sys/fs/cgroup/systemd \
+    && mount -t cgroup -o none,name=vmpod-test cgroup /sys/fs/cgroup/systemd \
+    && exec \"$@\"";
 
 /// The containerd of this test program, started with the first use.
 ///
@@ -59,7 +76,7 @@ pub struct Containerd {
 /// When it does not come.
 pub fn containerd() -> &'static Containerd {
     static ONE: OnceLock<Containerd> = OnceLock::new();
-    ONE.get_or_init(Containerd::start)
+    ONE.get_or_init(|| Containerd::start(root(), STATE.into(), Cgroups::Hosts))
 }
 
 fn write(path: &Path, text: &str) {
@@ -70,14 +87,25 @@ fn write(path: &Path, text: &str) {
 }
 
 impl Containerd {
-    fn start() -> Self {
-        let state = PathBuf::from(STATE);
+    /// One more, on a host with cgroups of version 1, as far as it and its shims see. Killed when it is dropped.
+    ///
+    /// # Panics
+    /// When it does not come.
+    #[must_use]
+    pub fn with_cgroup_v1() -> Self {
+        let root = root().with_extension("v1");
+        Self::start(root, format!("{STATE}-v1").into(), Cgroups::V1)
+    }
+
+    fn start(root: PathBuf, state: PathBuf, cgroups: Cgroups) -> Self {
         stop_former(&state);
-        let _ = fs::remove_dir_all(root());
+        let _ = fs::remove_dir_all(&root);
         let containerd = Self {
             process: Mutex::new(None),
+            root,
             state,
             version: version(),
+            cgroups,
         };
         write(&containerd.state.join("config.toml"), &containerd.config());
         write(
@@ -85,9 +113,10 @@ impl Containerd {
             &format!(
                 r#"{{"cniVersion": "0.4.0", "name": "test", "plugins": [
   {{"type": "bridge", "bridge": "cni-test0", "isGateway": true, "ipMasq": true, "mtu": 1420,
-   "ipam": {{"type": "host-local", "dataDir": "{STATE}/ipam", "ranges": {ranges},
+   "ipam": {{"type": "host-local", "dataDir": "{state}/ipam", "ranges": {ranges},
     "routes": [{{"dst": "0.0.0.0/0"}}, {{"dst": "::/0"}}]}}}},
   {{"type": "portmap", "capabilities": {{"portMappings": true}}}}]}}"#,
+                state = containerd.state.display(),
                 ranges = subnets(),
             ),
         );
@@ -104,7 +133,7 @@ impl Containerd {
         format!(
             r#"version = 2
 root = "{root}"
-state = "{STATE}/state"
+state = "{state}/state"
 [grpc]
   address = "{socket}"
 [debug]
@@ -115,7 +144,7 @@ state = "{STATE}/state"
   restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
-    conf_dir = "{STATE}/cni"
+    conf_dir = "{state}/cni"
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
     pod_annotations = ["test.*"]
@@ -124,7 +153,8 @@ state = "{STATE}/state"
     pod_annotations = ["test.*"]
     privileged_without_host_devices = false
 {sandboxer}{streaming}"#,
-            root = root().display(),
+            root = self.root.display(),
+            state = self.state.display(),
             socket = self.socket().display(),
             // From 2.0 on the runtime makes the pod itself.
             sandboxer = if self.version >= (2, 0) {
@@ -180,7 +210,15 @@ state = "{STATE}/state"
             .append(true)
             .open(self.state.join("log"))
             .expect("open containerd's log");
-        let child = Command::new("containerd")
+        let mut command = match self.cgroups {
+            Cgroups::Hosts => Command::new("containerd"),
+            Cgroups::V1 => {
+                let mut command = Command::new("unshare");
+                command.args(["--mount", "sh", "-c", WITH_CGROUP_V1, "sh", "containerd"]);
+                command
+            }
+        };
+        let child = command
             .arg("--config")
             .arg(self.state.join("config.toml"))
             // Shims are found in the path.
@@ -269,6 +307,14 @@ state = "{STATE}/state"
     }
 }
 
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = fs::remove_dir_all(&self.root);
+        let _ = fs::remove_dir_all(&self.state);
+    }
+}
+
 /// Version of the containerd that is found in the path: `containerd github.com/containerd/containerd 1.6.20~ds1 ...`.
 fn version() -> (u32, u32) {
     let said = program(Path::new("containerd"), ["--version"]).ok();
@@ -281,6 +327,7 @@ fn version() -> (u32, u32) {
 
 /// Kills the containerd of a test program that ended without doing so.
 fn stop_former(state: &Path) {
+    let here = format!("{}/", state.display());
     let pid = fs::read_to_string(state.join("pid")).unwrap_or_default();
     let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     if command.starts_with("containerd") {
@@ -288,7 +335,7 @@ fn stop_former(state: &Path) {
     }
     // What its shims served is gone with it.
     for (pid, command) in processes_with("containerd-shim") {
-        if command.contains(STATE) {
+        if command.contains(&here) {
             let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
         }
     }
