@@ -329,7 +329,7 @@ fn pod_says_nothing_of_ipv6_to_its_neighbours() {
         pod.await_phase("Running");
     }
     // The kernel gives each its link-local address by itself.
-    let line = "ip -6 addr show dev eth0 scope link | sed -n 's/.*inet6 \\(fe80[^/]*\\).*/\\1/p'";
+    let line = "ip -6 addr show dev eth0 scope link | sed -n '/tentative/!s/.*inet6 \\(fe80[^/]*\\).*/\\1/p'";
     let address = eventually("a link-local address", || {
         Some(one.sh("c", line).trim().to_owned()).filter(|address| !address.is_empty())
     });

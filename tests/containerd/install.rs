@@ -100,7 +100,7 @@ fn installer() -> Value {
     object["spec"]["template"]["spec"].clone()
 }
 
-fn deploy() -> PathBuf {
+pub(crate) fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../shim/deploy")
 }
 

@@ -1,6 +1,7 @@
 //! What containerd's clients see: the same under runc and under vmpod wherever it should be the same.
 
 mod accidents;
+mod admission;
 mod bad_input;
 mod cgroup_v1;
 mod conformance;
