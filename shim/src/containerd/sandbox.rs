@@ -218,7 +218,9 @@ impl Sandbox {
         network.forward_localhost(&socket);
         let (orders, ordered) = mpsc::unbounded_channel();
         let (end, ended) = watch::channel(None);
-        let mounts = Arc::new(Mutex::new(HostMounts::new(paths)));
+        let mut mounts = HostMounts::new(paths);
+        mounts.belong_to(booted.vmm.identity());
+        let mounts = Arc::new(Mutex::new(mounts));
         let keeper = Keeper {
             mounts: Arc::clone(&mounts),
             paths: paths.clone(),

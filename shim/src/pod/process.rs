@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -71,6 +71,53 @@ impl ProcessIdentity {
         }
         true
     }
+}
+
+/// A process of which no thread runs, until this is dropped.
+#[derive(Debug)]
+pub struct Stopped(OwnedFd);
+
+impl Stopped {
+    /// Stops `process` (SIGSTOP), and waits at most `limit` until all its threads stand still. `None`: they do not, or it
+    /// has ended.
+    #[must_use]
+    pub fn stop(process: ProcessIdentity, limit: Duration) -> Option<Self> {
+        let pid = Pid::from_raw(process.pid)?;
+        // As in `kill_and_wait`.
+        let descriptor = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        if !process.is_alive() {
+            return None;
+        }
+        pidfd_send_signal(&descriptor, Signal::STOP).ok()?;
+        // Goes on when this is dropped, also where it is not returned.
+        let stopped = Self(descriptor);
+        let deadline = Instant::now() + limit;
+        while !stands_still(process.pid) {
+            if Instant::now() >= deadline {
+                return None;
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        Some(stopped)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // One that has ended needs none.
+        let _ = pidfd_send_signal(&self.0, Signal::CONT);
+    }
+}
+
+/// Whether each thread of process `pid` is stopped, or has ended.
+fn stands_still(pid: i32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return true;
+    };
+    threads.flatten().all(|thread| {
+        std::fs::read_to_string(thread.path().join("stat"))
+            .map_or(true, |stat| matches!(state(&stat), Some('T' | 'Z' | 'X')))
+    })
 }
 
 /// Descriptors that programs inherit which are started while this lives. Also those that another thread starts: to be used
@@ -175,6 +222,27 @@ pub fn is_locked(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn process_stands_still_until_it_is_let_go_and_one_that_ended_never_does() {
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "while :; do :; done"])
+            .spawn()
+            .unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let process = ProcessIdentity::of(pid).unwrap();
+        let stopped = Stopped::stop(process, Duration::from_secs(30)).unwrap();
+        assert!(stands_still(pid));
+        drop(stopped);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while stands_still(pid) {
+            assert!(Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(Stopped::stop(process, Duration::from_secs(1)).is_none());
+    }
 
     #[test]
     fn process_that_has_ended_and_was_not_waited_for_does_not_run() {

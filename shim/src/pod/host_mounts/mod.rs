@@ -7,7 +7,8 @@
 //!
 //! Each mount has a record before it is made (`record`), and the records' directory an entry in the pod's journal, so that a
 //! kill at any moment leaves nothing that is not found again. The kernel shows a mount of the host's in the pod's tree too, as
-//! it does all that the host mounts below a volume: there it is taken away at once, because the guest has its own.
+//! it does all that the host mounts below a volume: there it is taken away at once, because the guest has its own. The VMM
+//! stands still meanwhile: a guest that saw the host's mount would drop its own.
 
 mod namespace;
 mod record;
@@ -32,6 +33,7 @@ use vmpod_agent_protocol::messages::VolumeMount;
 use self::record::{FileId, Record, detach, open_as_it_was};
 use super::agent::Agent;
 use super::journal::{Entry, Journal, JournalError, chain};
+use super::process::{ProcessIdentity, Stopped};
 use super::roots::PodPaths;
 use super::tree::DetachedMount;
 
@@ -40,6 +42,9 @@ const WAIT: Duration = Duration::from_secs(25);
 
 /// Time between two answers that are acted upon: a guest that mounts and unmounts all the time costs the host no more than that.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// How long the VMM may take to stand still.
+const STOP_LIMIT: Duration = Duration::from_millis(200);
 
 /// Something cannot be mounted on the host.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +119,8 @@ pub struct HostMounts {
     volumes: BTreeMap<String, Volume>,
     /// By path in the shared tree: what lies in another one comes after it.
     made: BTreeMap<String, Made>,
+    /// Whose file server has the shared tree.
+    vmm: Option<ProcessIdentity>,
 }
 
 impl HostMounts {
@@ -128,7 +135,13 @@ impl HostMounts {
             next: 0,
             volumes: BTreeMap::new(),
             made: BTreeMap::new(),
+            vmm: None,
         }
+    }
+
+    /// Their pod's machine is `vmm`.
+    pub fn belong_to(&mut self, vmm: Option<ProcessIdentity>) {
+        self.vmm = vmm;
     }
 
     /// From now on what is mounted in the volume at `place` of the shared tree is mounted at the host's `source`, a directory,
@@ -272,6 +285,13 @@ impl HostMounts {
             })
             .map_err(failing("copy the mount of", &source_path))?;
         let record = self.records.join(self.next.to_string());
+        let still = self.vmm.and_then(|vmm| Stopped::stop(vmm, STOP_LIMIT));
+        if still.is_none() {
+            tracing::warn!(
+                place = mount.place,
+                "the VMM does not stand still: the guest may lose this mount"
+            );
+        }
         let attached = namespace::within(|| -> Result<bool, HostMountError> {
             let directory =
                 open_as_it_was(&volume.path).map_err(failing("open the volume", &volume.path))?;
@@ -314,6 +334,7 @@ impl HostMounts {
             {
                 let _ = detach(&seen);
             }
+            drop(still);
             self.next += 1;
             let made = Made {
                 source: mount.source.clone(),
@@ -370,7 +391,7 @@ pub fn forget_all(mounts: &Mutex<HostMounts>) {
     locked(mounts).forget("");
 }
 
-/// Waits for nobody: what is done with the lock held never waits.
+/// Waits for nobody: what is done with the lock held waits for no more than [`STOP_LIMIT`].
 pub fn locked(mounts: &Mutex<HostMounts>) -> MutexGuard<'_, HostMounts> {
     mounts.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -167,6 +167,7 @@ async fn start(
     let agent = booted.agent;
     disks::attach(pod, &mut booted.vmm, &agent).await?;
     if let Some(mounts) = &prepared.mounts {
+        host_mounts::locked(mounts).belong_to(booted.vmm.identity());
         tokio::spawn(host_mounts::follow(agent.clone(), Arc::clone(mounts)));
     }
     boot::while_alive(&paths.console(), &mut booted.vmm, async {
