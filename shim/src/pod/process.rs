@@ -48,19 +48,20 @@ impl ProcessIdentity {
         })
     }
 
+    /// A descriptor of it; `None`: it has ended.
+    fn open(&self) -> Option<OwnedFd> {
+        let pid = Pid::from_raw(self.pid)?;
+        // Opened before the identity is checked: what it names can then not change any more.
+        let descriptor = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        self.is_alive().then_some(descriptor)
+    }
+
     /// Kills it and waits until it is gone, at most `limit`. Returns whether it is gone.
     #[must_use]
     pub fn kill_and_wait(&self, limit: Duration) -> bool {
-        let Some(pid) = Pid::from_raw(self.pid) else {
+        let Some(descriptor) = self.open() else {
             return true;
         };
-        // The descriptor is opened before the identity is checked: what it names can then not change any more.
-        let Ok(descriptor) = pidfd_open(pid, PidfdFlags::empty()) else {
-            return true;
-        };
-        if !self.is_alive() {
-            return true;
-        }
         let _ = pidfd_send_signal(&descriptor, Signal::KILL);
         let deadline = Instant::now() + limit;
         while self.is_alive() {
@@ -82,12 +83,7 @@ impl Stopped {
     /// has ended.
     #[must_use]
     pub fn stop(process: ProcessIdentity, limit: Duration) -> Option<Self> {
-        let pid = Pid::from_raw(process.pid)?;
-        // As in `kill_and_wait`.
-        let descriptor = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-        if !process.is_alive() {
-            return None;
-        }
+        let descriptor = process.open()?;
         pidfd_send_signal(&descriptor, Signal::STOP).ok()?;
         // Goes on when this is dropped, also where it is not returned.
         let stopped = Self(descriptor);

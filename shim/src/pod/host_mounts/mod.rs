@@ -285,13 +285,7 @@ impl HostMounts {
             })
             .map_err(failing("copy the mount of", &source_path))?;
         let record = self.records.join(self.next.to_string());
-        let still = self.vmm.and_then(|vmm| Stopped::stop(vmm, STOP_LIMIT));
-        if still.is_none() {
-            tracing::warn!(
-                place = mount.place,
-                "the VMM does not stand still: the guest may lose this mount"
-            );
-        }
+        let mut still = None;
         let attached = namespace::within(|| -> Result<bool, HostMountError> {
             let directory =
                 open_as_it_was(&volume.path).map_err(failing("open the volume", &volume.path))?;
@@ -321,6 +315,13 @@ impl HostMounts {
             let bytes = serde_json::to_vec(&entry)
                 .map_err(|error| failing("write", &record)(io::Error::other(error)))?;
             fs::write(&record, bytes).map_err(failing("write", &record))?;
+            still = self.vmm.and_then(|vmm| Stopped::stop(vmm, STOP_LIMIT));
+            if still.is_none() {
+                tracing::warn!(
+                    place = mount.place,
+                    "the VMM does not stand still: the guest may lose this mount"
+                );
+            }
             copy.attach_open(&target)
                 .map_err(failing("mount on", &path))?;
             Ok(true)
